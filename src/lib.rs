@@ -1,0 +1,23 @@
+//! Makes a laptop behave as if it stood inside a Kubernetes cluster.
+//!
+//! The modules follow the way of one connection:
+//!
+//! ```text
+//!  application                     kshuttle (user)                    cluster
+//!  connect 10.96.0.10:443
+//!    │  kernel: REDIRECT
+//!    ▼
+//!  proxy::redirect ── orig_dst ─┐
+//!  proxy::socks    ── handshake─┴▶ tunnel (Connect) ── one flow ──▶ sshd pod ──▶ 10.96.0.10:443
+//!                                     │ SSH session over
+//!                                  cluster::port_forward ── API server ──▶ pod's 127.0.0.1
+//!  helper (root, tiny): puts the rules in; takes them out when its input ends
+//! ```
+//!
+//! Who may use whom: `app` joins everything; `proxy` knows only the trait [`tunnel::Connect`]; `tunnel`
+//! takes any byte stream; `cluster` knows kube and nobody else.
+
+pub mod addr;
+pub mod cluster;
+pub mod proxy;
+pub mod tunnel;
