@@ -133,7 +133,9 @@ impl FlowSend {
         match ready!(self.stream.poll_reset(cx)) {
             // RFC 9113 §8.1: the peer has all it wants of our input; its answer is complete and still valid.
             Ok(Reason::NO_ERROR) => Poll::Pending,
-            Ok(reason) => Poll::Ready(io::Error::new(io::ErrorKind::ConnectionReset, h2::Error::from(reason))),
+            Ok(reason) => {
+                Poll::Ready(io::Error::new(io::ErrorKind::ConnectionReset, h2::Error::from(reason)))
+            }
             Err(error) => Poll::Ready(ended(error)),
         }
     }
@@ -161,7 +163,9 @@ impl FlowRecv {
     /// ended: never a clean end.
     pub async fn data(&mut self) -> Result<Option<Bytes>, ConnectError> {
         self.opened().await?;
-        let RecvState::Open(stream) = &mut self.state else { unreachable!("opened() left the opening state") };
+        let RecvState::Open(stream) = &mut self.state else {
+            unreachable!("opened() left the opening state")
+        };
         match stream.data().await {
             Some(data) => data.map(Some).map_err(|error| ConnectError::Session(ended(error))),
             None => Ok(None),

@@ -87,7 +87,11 @@ pub(super) fn read<B>(response: &Response<B>) -> Result<(), ConnectError> {
     }
     let value = response.headers().get(PROXY_STATUS).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let parameter = |name: &str| {
-        value.split(';').filter_map(|part| part.trim().split_once('=')).find(|(k, _)| *k == name).map(|(_, v)| v)
+        value
+            .split(';')
+            .filter_map(|part| part.trim().split_once('='))
+            .find(|(k, _)| *k == name)
+            .map(|(_, v)| v)
     };
     let errno = parameter("errno").and_then(|errno| errno.parse().ok());
     Err(match (parameter("error"), errno) {
@@ -127,7 +131,9 @@ mod tests {
         let mut response = Response::new(());
         *response.status_mut() = StatusCode::IM_A_TEAPOT;
         response.headers_mut().insert(PROXY_STATUS, HeaderValue::from_str(&"x".repeat(1000)).unwrap());
-        let ConnectError::Other { status, detail } = read(&response).unwrap_err() else { panic!("wrong kind") };
+        let ConnectError::Other { status, detail } = read(&response).unwrap_err() else {
+            panic!("wrong kind")
+        };
         assert_eq!((status, detail.len()), (418, 200));
     }
 }
