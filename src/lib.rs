@@ -20,4 +20,5 @@
 pub mod addr;
 pub mod cluster;
 pub mod proxy;
+pub mod shutdown;
 pub mod tunnel;
