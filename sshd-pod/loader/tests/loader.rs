@@ -1,5 +1,7 @@
 //! The loader as a process: what it executes and what it refuses. The program it brings is this test itself.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests, which `allow-unwrap-in-tests` does not see")]
+
 use std::fs;
 use std::io::Write;
 use std::path::Path;
