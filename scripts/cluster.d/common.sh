@@ -43,6 +43,12 @@ start_time() {
   [[ ${fields[0]} == [ZX] ]] || echo "${fields[19]}"
 }
 
+# need_up: ends the script unless the box is up; makes its programs known.
+need_up() {
+  { box_lives node && box_lives laptop; } || die "box '$NAME' is not up; scripts/cluster --name $NAME up"
+  load_programs
+}
+
 # enter node|laptop COMMAND...: run it inside, in the box's cgroups.
 enter() {
   "$ENTER" -g "$BOX/cgroups" "$(first_process "$1")" "${@:2}"
@@ -71,8 +77,7 @@ exec_inside() {
   place=${1-}
   [[ $place == laptop || $place == node ]] || die "exec where? laptop or node"
   [[ ${2-} == -- && $# -gt 2 ]] || die "exec $place -- COMMAND..."
-  box_lives "$place" || die "box '$NAME' is not up; scripts/cluster --name $NAME up"
-  load_programs
+  need_up
   set_inside_environment "$place"
   exec "$ENTER" -g "$BOX/cgroups" "${user[@]}" "$(first_process "$place")" "${@:3}"
 }
@@ -86,7 +91,7 @@ load_programs() {
 kubeconfig_path() {
   local who=${1:-admin}
   [[ $who == admin || $who == limited ]] || die "kubeconfig of whom? admin or limited"
-  box_lives node || die "box '$NAME' is not up; scripts/cluster --name $NAME up"
+  need_up
   echo "$BOX/kubeconfig/$who"
 }
 

@@ -3,7 +3,6 @@
 
 down() {
   with_lock "$CACHE/box/$NAME.lock" take_down
-  rm -f "$CACHE/box/$NAME.lock"
   echo "box '$NAME' is down"
 }
 
@@ -16,7 +15,7 @@ take_down() {
       kill -KILL "$pid" 2>/dev/null || true # gone in the meantime is as good
     fi
   done
-  if [[ -s $BOX/cgroups ]]; then
+  if [[ -s $BOX/cgroups-made ]]; then
     wait_until 30 "the processes of box '$NAME' end" cgroups_empty
     remove_cgroups
   fi
@@ -28,7 +27,7 @@ cgroups_empty() {
   local folder pids=
   while read -r folder; do
     [[ ! -d $folder ]] || pids+=$(find "$folder" -name cgroup.procs -exec cat {} + | sort -u)$'\n'
-  done <"$BOX/cgroups"
+  done <"$BOX/cgroups-made"
   pids=$(sort -u <<<"$pids" | grep -v '^0*$') || return 0
   # shellcheck disable=SC2086
   kill -KILL $pids 2>/dev/null || true
@@ -39,7 +38,7 @@ remove_cgroups() {
   local folder
   while read -r folder; do
     wait_until 10 "cgroup $folder goes away" cgroup_removed "$folder"
-  done <"$BOX/cgroups"
+  done <"$BOX/cgroups-made"
 }
 
 cgroup_removed() {

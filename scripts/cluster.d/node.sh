@@ -1,29 +1,5 @@
 # shellcheck shell=bash
-# The node: cgroups, namespaces, container runtime. The laptop is started by the same function.
-
-# make_cgroups: one child per hierarchy, below the caller's own so that nothing escapes its accounting; listed in $BOX/cgroups.
-make_cgroups() {
-  local controllers path mount folder file
-  : >"$BOX/cgroups"
-  if [[ $(stat -fc %T /sys/fs/cgroup) == cgroup2fs ]]; then
-    make_unified_cgroup
-    return
-  fi
-  while IFS=: read -r _ controllers path; do
-    case $controllers in
-    '') mount=/sys/fs/cgroup/unified ;;
-    name=*) mount=/sys/fs/cgroup/${controllers#name=} ;;
-    *) mount=/sys/fs/cgroup/$controllers ;;
-    esac
-    [[ -d $mount ]] || continue
-    folder=$mount${path%/}/kshuttle-$NAME
-    mkdir -p "$folder"
-    echo "$folder" >>"$BOX/cgroups"
-    [[ $controllers != cpuset ]] || for file in cpuset.cpus cpuset.mems; do
-      cat "${folder%/*}/$file" >"$folder/$file"
-    done
-  done </proc/self/cgroup
-}
+# The first processes of node and laptop, each in its own namespaces, and the node's container runtime.
 
 # start_first_process node|laptop: in new namespaces; $BOX/NAME.pid when it is ready.
 start_first_process() {

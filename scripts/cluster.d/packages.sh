@@ -31,8 +31,10 @@ get_packages() {
   host=$(dpkg-query -W -f '${Package} ${Version} ${db:Status-Status}\n')
   RUNTIME=$CACHE/packages/runtime-$(key "${RUNTIME_PACKAGES[@]}")
   TOOLS=$CACHE/packages/tools-$(key "${TOOL_PACKAGES[@]}" "$suite" "$host" "$(declare -f link_alternatives unpack_merged)")
-  [[ -d $RUNTIME ]] || { private_apt "$suite" && unpack "$RUNTIME" download "${RUNTIME_PACKAGES[@]}"; }
-  [[ -d $TOOLS ]] || { private_apt "$suite" && unpack "$TOOLS" resolve "${TOOL_PACKAGES[@]}"; }
+  if [[ -d $RUNTIME && -d $TOOLS ]]; then return; fi
+  private_apt "${suite:?this machine is not Debian-like: no VERSION_CODENAME in /etc/os-release}"
+  if [[ ! -d $RUNTIME ]]; then unpack "$RUNTIME" download "${RUNTIME_PACKAGES[@]}"; fi
+  if [[ ! -d $TOOLS ]]; then unpack "$TOOLS" resolve "${TOOL_PACKAGES[@]}"; fi
 }
 
 # key TEXT...: a short name for these inputs.
@@ -52,14 +54,15 @@ private_apt() {
   for suite in $(printf '%s\n' "$1" bookworm sid | sort -u); do
     echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main"
   done >"$home/sources.list.new"
+  apt-get "${APT_PRIVATE[@]}" -o "Dir::Etc::SourceList=$home/sources.list.new" update >"$BOX/log/packages.log" 2>&1
   mv "$home/sources.list.new" "$home/sources.list"
-  apt-get "${APT_PRIVATE[@]}" update >"$BOX/log/packages.log" 2>&1 || { rm "$home/sources.list" && return 1; }
 }
 
 # The address the machine itself gets Debian from: KSHUTTLE_DEBIAN_MIRROR, or the one in its apt configuration.
 debian_mirror() {
   local found
   [[ -z ${KSHUTTLE_DEBIAN_MIRROR-} ]] || { echo "$KSHUTTLE_DEBIAN_MIRROR" && return; }
+  # shellcheck disable=SC2016 # these are apt's variables
   # The origin is known only once the machine's lists were fetched; the path tells before.
   found=$(apt-get indextargets --format '$(ORIGIN) $(REPO_URI)' 'Created-By: Packages' |
     awk '($1 == "Debian" || $1 !~ /^[A-Z]/) && $NF ~ /\/debian\/?$/ {print $NF; exit}')

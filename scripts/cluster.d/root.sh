@@ -55,7 +55,7 @@ use_nameserver() {
 }
 
 enter_root() {
-  cd "$ROOT"
+  cd "$ROOT" || exit
   mkdir .old
   pivot_root . .old
   cd /

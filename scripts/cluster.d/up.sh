@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # `up`: the order of the steps, their times, and what happens when one fails.
 
-part packages programs images node kubernetes laptop objects down
+# shellcheck disable=SC2153 # NAME is choose_box's
+part packages programs images cgroups node kubernetes laptop objects down
 
 up() {
   with_lock "$CACHE/box/$NAME.lock" up_alone
@@ -13,18 +14,11 @@ up_alone() {
     return
   fi
   take_down # what an interrupted `up` or a restart of the machine left
-  CULPRIT=packages
-  STARTED=${EPOCHREALTIME//./}
-  trap 'give_up $?' EXIT
-  trap 'exit 130' INT TERM HUP
-  mkdir -p "$BOX"/{etc,log,run} "$BOX"/state/{containerd,etcd,kubelet,pods}
-  chmod 700 "$BOX"/{run,state}
+  begin
+  [[ $(stat -fc %T "$BOX") != overlayfs ]] ||
+    die "$BOX is on an overlay, where containers cannot have theirs: let XDG_CACHE_HOME name a folder on a disk"
 
-  step packages 'commands this script needs' get_needed_commands
-  step packages packages with_lock_on_cache get_packages
-  step build programs with_lock_on_cache build_programs
-  step images 'image archives' with_lock_on_cache make_images
-  write_programs
+  get_parts
   step node node start_node
   step apiserver 'etcd, API server starting' start_control_plane
   step containerd 'container runtime, images' start_runtime
@@ -35,8 +29,43 @@ up_alone() {
   step kubelet 'node ready' wait_until 60 'the node is Ready' node_ready
   step pods 'answers on Service addresses' wait_for_answers
   : >"$BOX/complete"
+  rm -rf "$BOX.failed"
   trap - EXIT INT TERM HUP
   printf '%6s s  box %s is up\n' "$(seconds_since "$STARTED")" "'$NAME'"
+}
+
+# prepare: everything that needs the network or minutes, and nothing that runs.
+prepare() {
+  with_lock "$CACHE/box/$NAME.lock" prepare_alone
+}
+
+prepare_alone() {
+  if box_lives node; then
+    echo "box '$NAME' is up"
+    return
+  fi
+  take_down
+  begin
+  get_parts
+  trap - EXIT INT TERM HUP
+  take_down
+}
+
+begin() {
+  CULPRIT=packages
+  STARTED=${EPOCHREALTIME//./}
+  trap 'give_up $?' EXIT
+  trap 'exit 130' INT TERM HUP
+  mkdir -p "$BOX"/{etc,log,run} "$BOX"/state/{containerd,etcd,kubelet,pods}
+  chmod 700 "$BOX"/{run,state}
+}
+
+get_parts() {
+  step packages 'commands this script needs' get_needed_commands
+  step packages packages with_lock_on_cache get_packages
+  step build programs with_lock_on_cache build_programs
+  step images 'image archives' with_lock_on_cache make_images
+  write_programs
 }
 
 # step CULPRIT WHAT COMMAND...: one line with its seconds; CULPRIT's log is shown if it fails.
@@ -49,7 +78,7 @@ step() {
 }
 
 announce() {
-  printf '          %s (minutes, the first time)\n' "$*"
+  printf '          %s\n' "$*"
 }
 
 seconds_since() {
@@ -88,6 +117,7 @@ write_programs() {
 start_node() {
   make_cgroups
   start_first_process node
+  divide_cgroup
 }
 
 start_control_plane() {
