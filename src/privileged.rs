@@ -232,13 +232,15 @@ impl Helper {
     async fn next(&mut self) -> Result<Reply, PrivilegedError> {
         let mut bytes = [0; 4096];
         loop {
-            if let Some(reply) = self.frames.next().map_err(PrivilegedError::Protocol)? {
+            if let Some(reply) = self.frames.take().map_err(PrivilegedError::Protocol)? {
                 return Ok(reply);
             }
             match self.stream.read(&mut bytes).await {
                 Ok(0) => return Err(PrivilegedError::Ended),
                 Ok(length) => self.frames.push(&bytes[..length]),
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(PrivilegedError::Ended),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    return Err(PrivilegedError::Ended);
+                }
                 Err(error) => return Err(PrivilegedError::Talk(error)),
             }
         }
