@@ -1,1 +1,157 @@
-//! Placeholder, replaced before this is usable.
+//! A byte stream to a port inside a pod, through the API server: the client of `kubectl port-forward`'s protocol.
+//!
+//! ```text
+//!  Dialer::open ─ negotiate ─ 101 ─▶ PortForwardStream (stream.rs: poll functions, driver task)
+//!                                      └ connection.rs   I/O, buffers, deadlines, verdict
+//!                                          ├ websocket.rs  envelope (one of two ways)
+//!                                          ├ spdy.rs       frames
+//!                                          ├ pair.rs       what the frames of our two streams mean
+//!                                          └ outbox.rs     frames gathered into messages
+//! ```
+//!
+//! One upgraded connection carries one data stream and its error stream: a connection is one head-of-line domain in the
+//! container runtime, so a second pair in it would wait for the first. What is on the wire: `docs/port-forward.md`.
+
+mod connection;
+mod error;
+mod negotiate;
+mod outbox;
+mod pair;
+mod spdy;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod websocket;
+
+use std::{
+    fmt,
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
+
+use thiserror::Error;
+
+pub use self::{
+    error::PortForwardError, spdy::SpdyError, stream::PortForwardStream, websocket::WebSocketError,
+};
+
+/// From the request to the 101, both attempts together. Through proxies, to kubelet and runtime, with their dials.
+const HANDSHAKE_WAIT: Duration = Duration::from_secs(30);
+
+/// How to ask the API server for the upgrade; the bytes inside are SPDY/3.1 both ways.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Transport {
+    /// WebSocket, then SPDY when WebSocket is refused; what worked is remembered.
+    #[default]
+    Auto,
+    /// `GET` with `Upgrade: websocket`: passes most proxies; API servers from 1.31 on.
+    Websocket,
+    /// `POST` with `Upgrade: SPDY/3.1`: all API servers, few proxies.
+    Spdy,
+}
+
+/// Not one of `auto`, `websocket`, `spdy`.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("unknown transport {0:?}: expected auto, websocket or spdy")]
+pub struct UnknownTransport(String);
+
+impl FromStr for Transport {
+    type Err = UnknownTransport;
+
+    fn from_str(text: &str) -> Result<Self, UnknownTransport> {
+        [Transport::Auto, Transport::Websocket, Transport::Spdy]
+            .into_iter()
+            .find(|transport| transport.name() == text)
+            .ok_or_else(|| UnknownTransport(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl Transport {
+    fn name(self) -> &'static str {
+        match self {
+            Transport::Auto => "auto",
+            Transport::Websocket => "websocket",
+            Transport::Spdy => "spdy",
+        }
+    }
+}
+
+/// Opens connections to pods of one namespace. Clones share what was learnt about the way that works.
+///
+/// The client should be built without kube's own retries (`Config::default_retry = false`): they would use up the
+/// handshake's time on an answer the caller wants to see.
+#[derive(Clone)]
+pub struct Dialer {
+    client: kube::Client,
+    namespace: Arc<str>,
+    transport: Transport,
+    works: Arc<Works>,
+}
+
+impl Dialer {
+    /// Nothing is sent before [`open`](Self::open).
+    pub fn new(client: kube::Client, namespace: &str, transport: Transport) -> Self {
+        Dialer { client, namespace: namespace.into(), transport, works: Arc::default() }
+    }
+
+    /// Asks for the upgrade; the stream's data may be written at once. Whether anything listens on `port` shows only
+    /// when reading. Takes at most 30 s; must be called within a tokio runtime. Safe to cancel.
+    pub async fn open(&self, pod: &str, port: u16) -> Result<PortForwardStream, PortForwardError> {
+        let path = negotiate::path(&self.namespace, pod)?;
+        let handshake = async {
+            let first = match self.transport {
+                Transport::Auto => self.works.get(),
+                forced => return Ok((forced, negotiate::upgrade(&self.client, &path, forced).await?)),
+            };
+            match negotiate::upgrade(&self.client, &path, first).await {
+                Ok(io) => Ok((first, io)),
+                Err(error) if !negotiate::worth_the_other_way(&error) => Err(error),
+                Err(refused) => {
+                    let second = other(first);
+                    tracing::debug!(%first, %second, %refused, "port-forward refused, trying the other way");
+                    match negotiate::upgrade(&self.client, &path, second).await {
+                        Ok(io) => Ok((second, io)),
+                        Err(error) => Err(negotiate::both(first, refused, error)),
+                    }
+                }
+            }
+        };
+        let (transport, io) = tokio::time::timeout(HANDSHAKE_WAIT, handshake)
+            .await
+            .unwrap_or(Err(PortForwardError::Timeout { after: HANDSHAKE_WAIT }))?;
+        self.works.set(transport);
+        tracing::debug!(pod, port, %transport, "port-forward open");
+        Ok(PortForwardStream::start(io, transport, port))
+    }
+}
+
+fn other(transport: Transport) -> Transport {
+    match transport {
+        Transport::Spdy => Transport::Websocket,
+        _ => Transport::Spdy,
+    }
+}
+
+/// The way to try first: what worked last, WebSocket in the beginning.
+#[derive(Default)]
+struct Works(AtomicU8);
+
+impl Works {
+    fn get(&self) -> Transport {
+        if self.0.load(Ordering::Relaxed) == 0 { Transport::Websocket } else { Transport::Spdy }
+    }
+
+    fn set(&self, transport: Transport) {
+        self.0.store(u8::from(transport == Transport::Spdy), Ordering::Relaxed);
+    }
+}

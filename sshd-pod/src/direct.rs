@@ -4,10 +4,9 @@
 //! once the channel's buffer is full. Our own client uses flows instead.
 
 use kshuttle_wire::flow::{ConnectError, server::connect};
-use kshuttle_wire::relay::arm;
+use kshuttle_wire::relay::{arm, disarm};
 use russh::server::{ChannelOpenHandle, Msg};
 use russh::{Channel, ChannelMsg, ChannelOpenFailure};
-use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
@@ -51,7 +50,7 @@ async fn relay(mut socket: TcpStream, channel: Channel<Msg>) {
         to_client.eof().await.map_err(drop)
     };
     if tokio::try_join!(upload, download).is_ok() {
-        let _ = SockRef::from(&socket).set_linger(None);
+        disarm(&socket);
     }
     let _ = to_client.close().await; // the session may have ended first
 }

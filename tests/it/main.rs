@@ -1,1 +1,5 @@
-//! x
+//! Tests that need nothing but loopback.
+
+mod openssh;
+mod socks;
+mod tunnel;

@@ -40,6 +40,12 @@ pub fn arm(socket: &TcpStream) {
     let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
 
+/// Undoes [`arm`]: closing sends what is queued, then FIN.
+pub fn disarm(socket: &TcpStream) {
+    // Fails only for a socket that is no TCP socket.
+    let _ = SockRef::from(socket).set_linger(None);
+}
+
 /// Copies until both directions have ended.
 ///
 /// # Errors
@@ -54,7 +60,7 @@ pub async fn relay(mut socket: TcpStream, flow: Flow) -> Result<(), RelayError> 
     let result = tokio::try_join!(upload(read, &mut send), download(read, &mut write, &mut recv));
     match result {
         Ok(_) => {
-            let _ = SockRef::from(&socket).set_linger(None);
+            disarm(&socket);
             Ok(())
         }
         Err(error) => {

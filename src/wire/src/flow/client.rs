@@ -21,7 +21,7 @@ pub struct FlowClient {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The session ended.
-    #[error("open a flow in the tunnel")]
+    #[error("open a flow in the session")]
     Closed(#[source] h2::Error),
     /// `host:port` is not an authority (RFC 3986 §3.2).
     #[error("{0:?} is not a host and port")]
@@ -33,12 +33,13 @@ impl FlowClient {
     ///
     /// # Errors
     /// When the stream ends during the handshake.
-    pub async fn start(stream: impl Stream) -> Result<Self, h2::Error> {
+    pub async fn start(stream: impl Stream) -> Result<Self, OpenError> {
         let (requests, connection) = tune!(h2::client::Builder::new())
             .initial_max_send_streams(INITIAL_STREAMS)
             .enable_push(false)
             .handshake(stream)
-            .await?;
+            .await
+            .map_err(OpenError::Closed)?;
         let closed = CancellationToken::new();
         let guard = closed.clone().drop_guard();
         tokio::spawn(async move {

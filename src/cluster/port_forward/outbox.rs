@@ -1,0 +1,203 @@
+//! What waits to be written: frames gathered into messages, without I/O.
+//!
+//! Two buffers that change places: `current` is being written, `open` still grows. While the socket takes everything a
+//! write leaves at once in a message of its own; while it does not, small writes join the open message, and its last
+//! DATA frame is extended rather than a new one begun. So every byte is copied once (and masked in place), header and
+//! payload leave in one write, and memory is bounded by two messages.
+
+use super::{
+    pair::DATA_STREAM,
+    spdy::{self, FIN},
+    websocket::{self, HEADER_MAX, MaskKeys},
+};
+
+/// Bytes of frames in a message. Go's copy loops on the way take 32 KiB: more is cut up again, less costs every hop.
+pub(super) const MESSAGE: usize = 32 * 1024;
+/// Room beyond that which only control frames use, so that they never wait for data; more of them are dropped.
+const CONTROL_ROOM: usize = 4 * 1024;
+
+/// How messages travel.
+#[derive(Debug)]
+pub(super) enum Envelope {
+    /// As they are.
+    Raw,
+    /// Each in one masked binary WebSocket frame.
+    WebSocket(MaskKeys),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Outbox {
+    envelope: Envelope,
+    current: Vec<u8>,
+    written: usize,
+    open: Vec<u8>,
+    /// Where the last frame of `open` begins, if it is a DATA frame that may still grow.
+    growing: Option<usize>,
+    pong: Option<Vec<u8>>,
+    close: bool,
+}
+
+impl Outbox {
+    pub(super) fn new(envelope: Envelope) -> Self {
+        let buffer = || Vec::with_capacity(HEADER_MAX + MESSAGE + CONTROL_ROOM);
+        let mut open = buffer();
+        open.resize(HEADER_MAX, 0);
+        Outbox { envelope, current: buffer(), written: 0, open, growing: None, pong: None, close: false }
+    }
+
+    /// Takes as much payload as fits the open message; 0 means it is full.
+    pub(super) fn data(&mut self, bytes: &[u8]) -> usize {
+        let header = if self.growing.is_some() { 0 } else { spdy::HEADER };
+        let room = (HEADER_MAX + MESSAGE).saturating_sub(self.open.len() + header);
+        let take = bytes.len().min(room);
+        if take == 0 {
+            return 0;
+        }
+        let start = *self.growing.get_or_insert(self.open.len());
+        if header > 0 {
+            self.open.extend(spdy::data_header(DATA_STREAM, 0, 0));
+        }
+        self.open.extend_from_slice(&bytes[..take]);
+        let length = self.open.len() - start - spdy::HEADER;
+        self.open[start..start + spdy::HEADER].copy_from_slice(&spdy::data_header(DATA_STREAM, 0, length));
+        take
+    }
+
+    /// Ends our data.
+    pub(super) fn fin(&mut self) {
+        match self.growing.take() {
+            Some(start) => self.open[start + 4] |= FIN,
+            None => self.open.extend(spdy::data_header(DATA_STREAM, FIN, 0)),
+        }
+    }
+
+    /// Appends control frames; false if there was no room, which only a flood from the peer can bring about.
+    pub(super) fn control(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> bool {
+        if self.open.len() + CONTROL_ROOM / 4 > HEADER_MAX + MESSAGE + CONTROL_ROOM {
+            return false;
+        }
+        self.growing = None;
+        write(&mut self.open);
+        true
+    }
+
+    /// Answers a WebSocket ping; only the latest one counts (RFC 6455, section 5.5.3).
+    pub(super) fn pong(&mut self, payload: Vec<u8>) {
+        self.pong = Some(payload);
+    }
+
+    /// Says goodbye after all that waits, where the envelope has a word for it.
+    pub(super) fn close(&mut self) {
+        self.close = true;
+    }
+
+    /// The bytes to write next; empty when there is nothing left.
+    pub(super) fn next(&mut self) -> &[u8] {
+        if self.written == self.current.len() {
+            self.refill();
+        }
+        &self.current[self.written..]
+    }
+
+    /// That many of them were written.
+    pub(super) fn wrote(&mut self, count: usize) {
+        self.written += count;
+    }
+
+    fn refill(&mut self) {
+        self.current.clear();
+        self.written = 0;
+        if let Some(payload) = self.pong.take() {
+            if let Envelope::WebSocket(keys) = &mut self.envelope {
+                self.current.extend(websocket::pong(&payload, keys.draw()));
+            }
+        } else if self.open.len() > HEADER_MAX {
+            std::mem::swap(&mut self.current, &mut self.open);
+            self.growing = None;
+            self.open.clear();
+            self.open.resize(HEADER_MAX, 0);
+            self.written = match &mut self.envelope {
+                Envelope::Raw => HEADER_MAX,
+                Envelope::WebSocket(keys) => websocket::seal(&mut self.current, HEADER_MAX, keys.draw()),
+            };
+        } else if std::mem::take(&mut self.close)
+            && let Envelope::WebSocket(keys) = &mut self.envelope
+        {
+            self.current.extend(websocket::close(keys.draw()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drain(outbox: &mut Outbox) -> Vec<Vec<u8>> {
+        let mut messages = Vec::new();
+        loop {
+            let message = outbox.next().to_vec();
+            if message.is_empty() {
+                return messages;
+            }
+            outbox.wrote(message.len());
+            messages.push(message);
+        }
+    }
+
+    #[test]
+    fn a_full_message_is_one_frame_of_32_kib() {
+        let mut outbox = Outbox::new(Envelope::Raw);
+        assert_eq!(outbox.data(&[7; 100_000]), MESSAGE - 8);
+        assert_eq!(outbox.data(&[7; 10]), 0);
+        let messages = drain(&mut outbox);
+        assert_eq!(messages.len(), 1);
+        assert_eq!(messages[0].len(), MESSAGE);
+        assert_eq!(messages[0][..8], spdy::data_header(3, 0, MESSAGE - 8));
+    }
+
+    #[test]
+    fn small_writes_join_one_frame_while_another_is_written() {
+        let mut outbox = Outbox::new(Envelope::Raw);
+        outbox.data(b"first");
+        assert_eq!(outbox.next().len(), 13);
+        outbox.data(b"sec");
+        outbox.data(b"ond");
+        outbox.wrote(13);
+        assert_eq!(outbox.next(), [&spdy::data_header(3, 0, 6)[..], b"second"].concat());
+    }
+
+    #[test]
+    fn control_frames_split_data_and_always_have_room() {
+        let mut outbox = Outbox::new(Envelope::Raw);
+        while outbox.data(&[1; 1000]) > 0 {}
+        assert!(outbox.control(|out| spdy::ping(out, 1)));
+        outbox.fin();
+        let message = drain(&mut outbox).concat();
+        assert!(message.ends_with(&[0x80, 3, 0, 6, 0, 0, 0, 4, 0, 0, 0, 1, 0, 0, 0, 3, 1, 0, 0, 0]));
+        let mut count = 0;
+        while outbox.control(|out| spdy::ping(out, 2)) {
+            count += 1;
+        }
+        assert!(count < 4000, "a flood is bounded");
+    }
+
+    #[test]
+    fn the_end_marks_the_growing_frame() {
+        let mut outbox = Outbox::new(Envelope::Raw);
+        outbox.data(b"bye");
+        outbox.fin();
+        assert_eq!(drain(&mut outbox), [[&spdy::data_header(3, FIN, 3)[..], b"bye"].concat()]);
+    }
+
+    #[test]
+    fn websocket_order_is_pong_data_close() {
+        let mut outbox = Outbox::new(Envelope::WebSocket(MaskKeys::new()));
+        outbox.data(b"x");
+        outbox.close();
+        outbox.pong(b"old".to_vec());
+        outbox.pong(b"p".to_vec());
+        let firsts: Vec<u8> = drain(&mut outbox).iter().map(|m| m[0]).collect();
+        assert_eq!(firsts, [0x8a, 0x82, 0x88]);
+    }
+}

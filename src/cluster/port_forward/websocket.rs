@@ -1,0 +1,399 @@
+//! The client's side of RFC 6455 framing for a tunnel: pure, no I/O, no message is ever assembled.
+//!
+//! In a Kubernetes tunnel message and frame borders mean nothing: the payload of all binary messages is one byte
+//! stream. So the decoder only finds the payload bytes in the input, wherever fragments, empty continuations and pings
+//! between them lie. An own framing of this size instead of a library, because it lets one buffer be
+//! read into, unwrapped and handed on in place, and one buffer be filled, masked and written in place.
+
+use rustls::crypto::{SecureRandom, ring};
+use thiserror::Error;
+
+/// Bytes that must be free before a message's payload: 2 fixed, 2 length, 4 mask. Messages stay under 64 KiB.
+pub(super) const HEADER_MAX: usize = 8;
+/// Payload of a control frame (RFC 6455, section 5.5).
+const CONTROL_MAX: usize = 125;
+
+const FINAL: u8 = 0x80;
+const MASKED: u8 = 0x80;
+const CONTINUATION: u8 = 0;
+const TEXT: u8 = 1;
+const BINARY: u8 = 2;
+const CLOSE: u8 = 8;
+const PING: u8 = 9;
+const PONG: u8 = 10;
+const NORMAL_CLOSURE: u16 = 1000;
+
+/// The peer broke RFC 6455, or sent what a tunnel never carries.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum WebSocketError {
+    /// Reserved bits without an extension that would give them a meaning.
+    #[error("WebSocket frame with reserved bits set")]
+    Reserved,
+    /// A server must not mask.
+    #[error("WebSocket frame masked by the server")]
+    Masked,
+    /// Text, or an opcode nobody defined.
+    #[error("WebSocket frame with opcode {0}")]
+    Opcode(u8),
+    /// A continuation without a beginning, or a beginning inside a message.
+    #[error("WebSocket fragments out of order")]
+    Fragments,
+    /// A control frame in fragments or longer than 125 bytes, or a length of more than 2^63 - 1.
+    #[error("WebSocket frame of a length that is not allowed")]
+    Length,
+}
+
+/// What the next bytes of the input are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Event {
+    /// That many bytes at the front are tunnel payload; take them and say so by [`Decoder::took`].
+    Payload(usize),
+    /// Answer with a pong of the same bytes.
+    Ping(Vec<u8>),
+    /// The peer closes, with its code (1005 when it gave none) and reason.
+    Close { code: u16, reason: String },
+}
+
+/// Finds the payload in a stream of frames; gives the same payload for every split.
+#[derive(Debug, Default)]
+pub(super) struct Decoder {
+    state: State,
+    /// A message has begun and its final fragment is still to come.
+    fragmented: bool,
+}
+
+#[derive(Debug)]
+enum State {
+    Header { have: usize, bytes: [u8; 10] },
+    Payload { left: u64 },
+    Control { opcode: u8, length: usize, bytes: Vec<u8> },
+}
+
+impl Default for State {
+    fn default() -> Self {
+        State::Header { have: 0, bytes: [0; 10] }
+    }
+}
+
+impl Decoder {
+    /// Takes envelope bytes from the front of `input`; returns how many, and what they announce.
+    ///
+    /// For [`Event::Payload`] nothing is taken: the bytes follow. No event means: call again with what follows.
+    pub(super) fn next(&mut self, input: &[u8]) -> Result<(usize, Option<Event>), WebSocketError> {
+        if input.is_empty() {
+            return Ok((0, None));
+        }
+        match &mut self.state {
+            State::Payload { left } => {
+                let here = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
+                Ok((0, Some(Event::Payload(here))))
+            }
+            State::Header { have, bytes } => {
+                let mut taken = 0;
+                while *have < header_length(&bytes[..*have]) && taken < input.len() {
+                    bytes[*have] = input[taken];
+                    *have += 1;
+                    taken += 1;
+                }
+                if *have < header_length(&bytes[..*have]) {
+                    return Ok((taken, None));
+                }
+                let header = *bytes;
+                let event = self.header(&header)?;
+                Ok((taken, event))
+            }
+            State::Control { opcode, length, bytes } => {
+                let take = input.len().min(*length - bytes.len());
+                bytes.extend_from_slice(&input[..take]);
+                if bytes.len() < *length {
+                    return Ok((take, None));
+                }
+                let event = control(*opcode, std::mem::take(bytes));
+                self.state = State::default();
+                Ok((take, event))
+            }
+        }
+    }
+
+    /// That many bytes of the announced payload were taken.
+    pub(super) fn took(&mut self, count: usize) {
+        if let State::Payload { left } = &mut self.state {
+            *left -= count as u64;
+            if *left == 0 {
+                self.state = State::default();
+            }
+        }
+    }
+
+    fn header(&mut self, header: &[u8; 10]) -> Result<Option<Event>, WebSocketError> {
+        let (is_final, opcode) = (header[0] & FINAL != 0, header[0] & 0x0f);
+        if header[0] & 0x70 != 0 {
+            return Err(WebSocketError::Reserved);
+        }
+        if header[1] & MASKED != 0 {
+            return Err(WebSocketError::Masked);
+        }
+        let length = match header[1] & 0x7f {
+            126 => u64::from(u16::from_be_bytes([header[2], header[3]])),
+            127 => u64::from_be_bytes(header[2..].try_into().expect("a header has 10 bytes")),
+            short => u64::from(short),
+        };
+        if length >> 63 != 0 {
+            return Err(WebSocketError::Length);
+        }
+        match opcode {
+            CONTINUATION | BINARY => {
+                if (opcode == CONTINUATION) != self.fragmented {
+                    return Err(WebSocketError::Fragments);
+                }
+                self.fragmented = !is_final;
+                self.state = if length == 0 { State::default() } else { State::Payload { left: length } };
+                Ok(None)
+            }
+            CLOSE | PING | PONG => {
+                let length = usize::try_from(length).unwrap_or(usize::MAX);
+                if !is_final || length > CONTROL_MAX {
+                    return Err(WebSocketError::Length);
+                }
+                if length == 0 {
+                    self.state = State::default();
+                    return Ok(control(opcode, Vec::new()));
+                }
+                self.state = State::Control { opcode, length, bytes: Vec::with_capacity(length) };
+                Ok(None)
+            }
+            TEXT.. => Err(WebSocketError::Opcode(opcode)),
+        }
+    }
+}
+
+/// How long the header is, as far as the bytes so far tell.
+fn header_length(bytes: &[u8]) -> usize {
+    match bytes.get(1).map(|second| second & 0x7f) {
+        Some(126) => 4,
+        Some(127) => 10,
+        _ => 2,
+    }
+}
+
+fn control(opcode: u8, bytes: Vec<u8>) -> Option<Event> {
+    match opcode {
+        PING => Some(Event::Ping(bytes)),
+        CLOSE => {
+            let code = bytes.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code));
+            let reason = String::from_utf8_lossy(bytes.get(2..).unwrap_or_default()).into_owned();
+            Some(Event::Close { code, reason })
+        }
+        _ => None,
+    }
+}
+
+/// Writes a binary message's header into the [`HEADER_MAX`] bytes before `start`, masks what follows in place, and
+/// returns where the message begins. The payload `buffer[start..]` must be shorter than 64 KiB.
+pub(super) fn seal(buffer: &mut [u8], start: usize, key: [u8; 4]) -> usize {
+    let length = buffer.len() - start;
+    mask(&mut buffer[start..], key);
+    let mut header = [FINAL | BINARY, MASKED, 0, 0, 0, 0, 0, 0];
+    let size = if length < 126 {
+        header[1] |= u8::try_from(length).expect("checked to be under 126");
+        header[2..6].copy_from_slice(&key);
+        6
+    } else {
+        header[1] |= 126;
+        header[2..4]
+            .copy_from_slice(&u16::try_from(length).expect("messages are under 64 KiB").to_be_bytes());
+        header[4..8].copy_from_slice(&key);
+        8
+    };
+    let begin = start - size;
+    buffer[begin..start].copy_from_slice(&header[..size]);
+    begin
+}
+
+/// A whole pong frame; `payload` is a ping's, so at most 125 bytes.
+pub(super) fn pong(payload: &[u8], key: [u8; 4]) -> Vec<u8> {
+    control_frame(PONG, payload, key)
+}
+
+/// A whole close frame that says "normal closure".
+pub(super) fn close(key: [u8; 4]) -> Vec<u8> {
+    control_frame(CLOSE, &NORMAL_CLOSURE.to_be_bytes(), key)
+}
+
+fn control_frame(opcode: u8, payload: &[u8], key: [u8; 4]) -> Vec<u8> {
+    let length = u8::try_from(payload.len()).expect("control frames have at most 125 bytes");
+    let mut frame = vec![FINAL | opcode, MASKED | length];
+    frame.extend(key);
+    frame.extend(payload);
+    mask(&mut frame[6..], key);
+    frame
+}
+
+/// XOR with the repeated key, eight bytes at a time (the compiler makes vector instructions of it).
+fn mask(bytes: &mut [u8], key: [u8; 4]) {
+    let [a, b, c, d] = key;
+    let wide = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
+    let mut chunks = bytes.chunks_exact_mut(8);
+    for chunk in &mut chunks {
+        let word = u64::from_ne_bytes((&*chunk).try_into().expect("chunks of eight")) ^ wide;
+        chunk.copy_from_slice(&word.to_ne_bytes());
+    }
+    for (byte, key) in chunks.into_remainder().iter_mut().zip(key.iter().cycle()) {
+        *byte ^= key;
+    }
+}
+
+/// Fresh unpredictable masks (RFC 6455, section 10.3), drawn in batches so that a message costs no system call.
+#[derive(Debug)]
+pub(super) struct MaskKeys {
+    random: &'static dyn SecureRandom,
+    pool: [u8; 256],
+    used: usize,
+}
+
+impl MaskKeys {
+    pub(super) fn new() -> Self {
+        MaskKeys { random: ring::default_provider().secure_random, pool: [0; 256], used: 256 }
+    }
+
+    pub(super) fn draw(&mut self) -> [u8; 4] {
+        if self.used == self.pool.len() {
+            self.random.fill(&mut self.pool).expect("the system gave random numbers for TLS before");
+            self.used = 0;
+        }
+        self.used += 4;
+        self.pool[self.used - 4..self.used].try_into().expect("a slice of four")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn decode<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Result<(Vec<u8>, Vec<Event>), WebSocketError> {
+        let mut decoder = Decoder::default();
+        let (mut payload, mut others) = (Vec::new(), Vec::new());
+        for mut part in parts {
+            while !part.is_empty() {
+                let (taken, event) = decoder.next(part)?;
+                part = &part[taken..];
+                match event {
+                    Some(Event::Payload(count)) => {
+                        payload.extend(&part[..count]);
+                        decoder.took(count);
+                        part = &part[count..];
+                    }
+                    Some(other) => others.push(other),
+                    None => assert!(taken > 0, "the decoder must make progress"),
+                }
+            }
+        }
+        Ok((payload, others))
+    }
+
+    fn server_frame(first: u8, payload: &[u8]) -> Vec<u8> {
+        let mut frame = vec![first];
+        match payload.len() {
+            0..126 => frame.push(payload.len() as u8),
+            126..65536 => {
+                frame.push(126);
+                frame.extend((payload.len() as u16).to_be_bytes());
+            }
+            _ => {
+                frame.push(127);
+                frame.extend((payload.len() as u64).to_be_bytes());
+            }
+        }
+        frame.extend(payload);
+        frame
+    }
+
+    #[test]
+    fn fragments_empty_continuations_and_pings_between() {
+        let bytes = [
+            server_frame(0x82, b""),
+            server_frame(0x02, b"one "),
+            server_frame(0x89, b"are you there"),
+            server_frame(0x00, b"two "),
+            server_frame(0x8a, b""),
+            server_frame(0x80, b""),
+            server_frame(0x82, &[b'x'; 70_000]),
+            server_frame(0x88, b"\x03\xf3bad"),
+        ]
+        .concat();
+        let (payload, events) = decode([&bytes[..]].into_iter()).unwrap();
+        assert_eq!(payload, [&b"one two "[..], &[b'x'; 70_000]].concat());
+        let close = Event::Close { code: 1011, reason: "bad".into() };
+        assert_eq!(events, [Event::Ping(b"are you there".to_vec()), close]);
+        assert_eq!(decode(bytes.chunks(1)).unwrap(), (payload, events));
+    }
+
+    #[test]
+    fn what_a_tunnel_never_carries_is_an_error() {
+        let cases: [(&[u8], WebSocketError); 9] = [
+            (&[0x81, 1, b'x'], WebSocketError::Opcode(1)),
+            (&[0x83, 0], WebSocketError::Opcode(3)),
+            (&[0xc2, 0], WebSocketError::Reserved),
+            (&[0x82, 0x81, 0, 0, 0, 0, 0], WebSocketError::Masked),
+            (&[0x80, 0], WebSocketError::Fragments),
+            (&[0x02, 0, 0x82, 0], WebSocketError::Fragments),
+            (&[0x09, 0], WebSocketError::Length),
+            (&[0x89, 126, 0, 126], WebSocketError::Length),
+            (&[0x82, 127, 0x80, 0, 0, 0, 0, 0, 0, 0], WebSocketError::Length),
+        ];
+        for (bytes, error) in cases {
+            assert_eq!(decode(bytes.chunks(1)).unwrap_err(), error, "{bytes:02x?}");
+        }
+    }
+
+    #[test]
+    fn masking_equals_the_definition() {
+        let key = [1, 2, 3, 4];
+        for length in 0..40usize {
+            let plain: Vec<u8> = (0..length as u8).collect();
+            let mut fast = plain.clone();
+            mask(&mut fast, key);
+            let slow: Vec<u8> = plain.iter().enumerate().map(|(i, b)| b ^ key[i % 4]).collect();
+            assert_eq!(fast, slow);
+        }
+    }
+
+    #[test]
+    fn sealed_messages_are_minimal_and_masked() {
+        for (length, size) in [(0, 6), (125, 6), (126, 8), (32 * 1024, 8)] {
+            let mut buffer = vec![0; HEADER_MAX + length];
+            let begin = seal(&mut buffer, HEADER_MAX, [9, 8, 7, 6]);
+            assert_eq!(HEADER_MAX - begin, size);
+            assert_eq!(buffer[begin], 0x82);
+            assert_eq!(buffer[HEADER_MAX - 4..HEADER_MAX], [9, 8, 7, 6]);
+            assert!(buffer[HEADER_MAX..].iter().zip([9, 8, 7, 6].iter().cycle()).all(|(b, k)| b == k));
+        }
+        assert_eq!(close([0; 4]), [0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe8]);
+        assert_eq!(pong(b"ab", [0; 4]), [0x8a, 0x82, 0, 0, 0, 0, b'a', b'b']);
+    }
+
+    #[test]
+    fn mask_keys_differ() {
+        let mut keys = MaskKeys::new();
+        let drawn: std::collections::HashSet<_> = (0..200).map(|_| keys.draw()).collect();
+        assert!(drawn.len() > 190);
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_gives_the_same_payload(
+            messages in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..300), 0..10),
+            cut in 1usize..40,
+        ) {
+            let bytes: Vec<u8> = messages.iter().flat_map(|m| server_frame(0x82, m)).collect();
+            prop_assert_eq!(decode(bytes.chunks(cut)).unwrap().0, messages.concat());
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode(bytes.chunks(3));
+        }
+    }
+}
