@@ -1,6 +1,8 @@
 //! The port-forward's handshake against a scripted HTTP server on loopback: requests byte by byte, fallback, errors.
 //! What happens after the upgrade is tested next to the code, over in-memory pipes.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex},
@@ -113,7 +115,11 @@ async fn serve(
 
 fn header<'a>(head: &'a str, name: &str) -> &'a str {
     let lines = head.lines().filter_map(|line| line.split_once(':'));
-    lines.filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()).next().unwrap_or("")
+    lines
+        .filter(|(key, _)| key.eq_ignore_ascii_case(name))
+        .map(|(_, value)| value.trim())
+        .next()
+        .unwrap_or("")
 }
 
 fn websocket_head() -> String {
@@ -201,7 +207,10 @@ async fn the_spdy_request() {
 async fn answers_in_any_spelling_and_split() {
     let spellings = [
         (Transport::Websocket, websocket_head()),
-        (Transport::Websocket, websocket_head().replace("Connection: Upgrade", "connection: keep-alive, upgrade")),
+        (
+            Transport::Websocket,
+            websocket_head().replace("Connection: Upgrade", "connection: keep-alive, upgrade"),
+        ),
         (Transport::Websocket, websocket_head().replace("Upgrade: websocket", "UPGRADE: WebSocket")),
         (Transport::Spdy, spdy_head()),
         (Transport::Spdy, spdy_head().replace("SPDY/3.1", "spdy/3.1")),
@@ -285,7 +294,8 @@ async fn answers_that_would_be_the_same_are_not_asked_for_twice() {
     let error = one(status("404 Not Found", "NotFound", "pods x not found")).await;
     assert_eq!(error.to_string(), "pods x not found");
     assert!(matches!(error, PortForwardError::NotFound { .. }), "{error:?}");
-    let error = one(http("429 Too Many Requests", "Retry-After: 60\r\n", "too many requests in flight")).await;
+    let error =
+        one(http("429 Too Many Requests", "Retry-After: 60\r\n", "too many requests in flight")).await;
     assert!(
         matches!(error, PortForwardError::TooManyRequests { retry_after: Some(after), .. } if after.as_secs() == 60),
         "{error:?}"
@@ -319,7 +329,10 @@ async fn forced_ways_do_not_fall_back() {
     for (transport, method) in [(Transport::Websocket, "GET"), (Transport::Spdy, "POST")] {
         let mut api = api(transport, [http("400 Bad Request", "", "no")]).await;
         let error = api.run().await.unwrap_err();
-        assert!(matches!(&error, PortForwardError::Server { status: 400, message } if message == "no"), "{error:?}");
+        assert!(
+            matches!(&error, PortForwardError::Server { status: 400, message } if message == "no"),
+            "{error:?}"
+        );
         assert_eq!(api.asked(), [method]);
     }
 }
@@ -327,8 +340,10 @@ async fn forced_ways_do_not_fall_back() {
 #[tokio::test]
 async fn pages_and_long_answers_are_shortened() {
     let page = format!("<html><title>Sign in</title>{}</html>", "<p>please</p>".repeat(10_000));
-    let error =
-        api(Transport::Spdy, [http("502 Bad Gateway", "Content-Type: text/html\r\n", &page)]).await.run().await;
+    let error = api(Transport::Spdy, [http("502 Bad Gateway", "Content-Type: text/html\r\n", &page)])
+        .await
+        .run()
+        .await;
     let Err(PortForwardError::Proxy { status: 502, text }) = error else { panic!("{error:?}") };
     assert!(text.starts_with("Sign in please") && text.len() < 300, "{text}");
 
