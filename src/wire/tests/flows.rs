@@ -1,5 +1,7 @@
 //! Flows between two real sockets, over HTTP/2 in an in-memory stream: what an application sees.
 
+#![allow(clippy::unwrap_used, reason = "all of this is a test")]
+
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;

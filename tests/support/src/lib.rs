@@ -1,5 +1,14 @@
 //! Shared by kshuttle's tests.
 
+#![allow(
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "the harness and the guards speak to whoever runs the tests"
+)]
+
+pub mod harness;
+pub mod http;
+pub mod kshuttle;
 pub mod net;
 pub mod sshd;
 

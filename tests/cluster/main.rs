@@ -1,0 +1,70 @@
+//! The product on a real Kubernetes. Runs inside the laptop of `scripts/cluster` (`scripts/test` does that): root, a
+//! network namespace without a way out, whose dead end counts what was not redirected. With `KSHUTTLE_TEST_CONTEXT`
+//! the tests that redirect nothing run against that context instead.
+//!
+//! Arguments: names (or parts of names) of the tests to run; `--list`.
+
+#![allow(clippy::unwrap_used, reason = "all of this is a test")]
+
+mod carry;
+mod end;
+mod place;
+mod reach;
+mod rights;
+mod socks;
+
+use std::process::ExitCode;
+
+use kshuttle_test_support::harness::{Test, run};
+use kshuttle_test_support::tests;
+
+const REDIRECTED: &[Test] = tests! {
+    reach:
+        services_and_pods_answer_over_both_families,
+        without_subnets_the_cluster_tells_its_ranges,
+        a_refused_port_is_an_error_at_once,
+        a_black_hole_hangs_nobody_else,
+        excluded_ranges_are_left_alone,
+        nothing_leaks_in_ten_thousand_connects;
+    carry:
+        a_gibibyte_each_way_arrives_whole,
+        two_hundred_connections_at_once,
+        half_close_is_kept,
+        the_pods_reset_arrives_as_a_reset,
+        an_application_that_never_reads_holds_back_nobody;
+    end:
+        signals_stop_in_order,
+        sigkill_of_kshuttle_leaves_nothing,
+        sigkill_of_the_helper_leaves_nothing,
+        ctrl_c_while_starting_leaves_nothing,
+        the_end_of_the_pod_is_told;
+    rights:
+        as_root_it_keeps_no_capability,
+        through_sudo_it_becomes_the_user_again,
+        a_user_runs_only_the_helper_as_root;
+};
+
+const ANY_CLUSTER: &[Test] = tests! {
+    socks:
+        addresses_and_names_without_root,
+        a_taken_port_is_told;
+    place:
+        the_restricted_namespace_takes_it_from_a_limited_user,
+        an_image_serves_as_well,
+        missing_rights_are_named_with_the_role_to_ask_for,
+        errors_have_their_exit_codes;
+};
+
+fn main() -> ExitCode {
+    let (inside, context) =
+        (std::env::var_os("KSHUTTLE_BOX_INSIDE"), std::env::var_os("KSHUTTLE_TEST_CONTEXT"));
+    let programs = std::env::var_os("KSHUTTLE_TEST_PROGRAMS");
+    let missing = (programs.is_none() || (inside.is_none() && context.is_none()))
+        .then(|| "not inside the laptop of `scripts/cluster`: `scripts/test` runs them".to_owned());
+    let tests = if inside.is_none() && context.is_some() {
+        ANY_CLUSTER.to_vec()
+    } else {
+        [REDIRECTED, ANY_CLUSTER].concat()
+    };
+    run(&tests, missing)
+}

@@ -1,0 +1,34 @@
+//! The second way in: SOCKS5, by an ordinary user.
+
+use std::net::TcpListener;
+use std::process::Command;
+
+use kshuttle_test_support::kshuttle::{Kshuttle, kubectl, output, program};
+
+pub fn addresses_and_names_without_root() {
+    let mut command = Command::new("runuser");
+    command.args(["-u", "dev", "--"]).arg(program("kshuttle")).args(["socks", "--listen", "127.0.0.1:0"]);
+    let kshuttle = Kshuttle::start_as(command);
+    let said = kshuttle.said();
+    let address =
+        said.split("SOCKS5 on ").nth(1).and_then(|rest| rest.split(',').next()).expect("an address");
+    let service = kubectl(&["get", "service", "hello", "-o", "jsonpath={.spec.clusterIP}"]);
+    for url in [
+        format!("http://{service}/"),
+        "http://hello.default.svc.cluster.local/".into(),
+        "http://web.shop/".into(),
+    ] {
+        let proxy = format!("socks5h://{address}");
+        let text = output(Command::new("curl").args(["-sS", "--max-time", "30", "-x", &proxy, &url]));
+        assert!(["hello from the cluster", "web in shop"].contains(&text.as_str()), "{url}: {text}");
+    }
+}
+
+pub fn a_taken_port_is_told() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = Command::new(program("kshuttle")).args(["socks", "--listen", &address]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains(&address) && said.contains("in use"), "{said}");
+}
