@@ -75,7 +75,9 @@ pub async fn socks(cluster: &ClusterArgs, args: &SocksArgs) -> anyhow::Result<()
 
 /// Starts, waits for an end, and stops in order. A second signal ends the stop, too: what is left then is taken away
 /// by the helper and, when its idle time is over, by the pod itself.
-async fn run(start: impl AsyncFnOnce(&mut Parts, &mut Steps) -> anyhow::Result<Session>) -> anyhow::Result<()> {
+async fn run(
+    start: impl AsyncFnOnce(&mut Parts, &mut Steps) -> anyhow::Result<Session>,
+) -> anyhow::Result<()> {
     let mut signals = Signals::catch().context("catch signals")?;
     let mut parts = Parts::default();
     let mut steps = Steps::default();
@@ -106,7 +108,11 @@ struct Parts {
 }
 
 impl Parts {
-    async fn open_tunnel(&mut self, args: &ClusterArgs, steps: &mut Steps) -> anyhow::Result<(Cluster, Session)> {
+    async fn open_tunnel(
+        &mut self,
+        args: &ClusterArgs,
+        steps: &mut Steps,
+    ) -> anyhow::Result<(Cluster, Session)> {
         let options = client::Options {
             kubeconfig: args.kubeconfig.clone(),
             context: args.context.clone(),
@@ -167,7 +173,8 @@ impl Parts {
             if !wanted {
                 continue;
             }
-            let listener = proxy::listen(SocketAddr::new(address, 0)).with_context(|| format!("listen on {address}"))?;
+            let listener =
+                proxy::listen(SocketAddr::new(address, 0)).with_context(|| format!("listen on {address}"))?;
             ports[port] = Some(listener.local_addr().context("ask for the port")?.port());
             let (connections, tunnel) = (self.connections.clone(), session.clone());
             self.listeners.spawn(async move { redirect::serve(listener, &connections, tunnel).await });
@@ -182,13 +189,8 @@ impl Parts {
         }
         let helper = self.helper.as_mut().ok_or(PrivilegedError::Ended)?;
         let listed = list(&include);
-        let plan = Plan {
-            session: session_name(),
-            include,
-            exclude,
-            listener_v4: ports[0],
-            listener_v6: ports[1],
-        };
+        let plan =
+            Plan { session: session_name(), include, exclude, listener_v4: ports[0], listener_v6: ports[1] };
         self.redirected = true;
         let done = helper.apply(plan).await?;
         steps.done("redirect", format_args!("{listed} ({} table {})", done.method, done.table));
@@ -218,7 +220,10 @@ impl Parts {
                 Ok(report) if report.failures.is_empty() => steps.done("rules", "taken out"),
                 Ok(report) => {
                     for failure in report.failures {
-                        steps.say(format_args!("warning: take the rules out ({}): {}", failure.step, failure.message));
+                        steps.say(format_args!(
+                            "warning: take the rules out ({}): {}",
+                            failure.step, failure.message
+                        ));
                     }
                 }
                 Err(error) => steps.say(format_args!("warning: {}", crate::report::chain(&error))),
@@ -241,7 +246,12 @@ impl Parts {
 }
 
 /// Reaches the pod's server, which may have started only just now.
-async fn connect(dialer: &Dialer, pod: &str, identity: &Identity, steps: &mut Steps) -> anyhow::Result<Session> {
+async fn connect(
+    dialer: &Dialer,
+    pod: &str,
+    identity: &Identity,
+    steps: &mut Steps,
+) -> anyhow::Result<Session> {
     let deadline = Instant::now() + LISTEN_TIMEOUT;
     let host_key = HostKey::default();
     loop {

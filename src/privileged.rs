@@ -238,7 +238,9 @@ impl Helper {
             match self.stream.read(&mut bytes).await {
                 Ok(0) => return Err(PrivilegedError::Ended),
                 Ok(length) => self.frames.push(&bytes[..length]),
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(PrivilegedError::Ended),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    return Err(PrivilegedError::Ended);
+                }
                 Err(error) => return Err(PrivilegedError::Talk(error)),
             }
         }

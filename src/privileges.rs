@@ -80,7 +80,8 @@ fn become_user(uid: Uid, gid: Gid) -> Result<String, PrivilegesError> {
     let name = CString::new(user.name.clone()).map_err(|_| PrivilegesError::NoUser(uid))?;
     initgroups(&name, gid).map_err(|error| PrivilegesError::Call("take on the user's groups", error))?;
     setresgid(gid, gid, gid).map_err(|error| PrivilegesError::Call("take on the user's group", error))?;
-    setresuid(uid, uid, uid).map_err(|error| PrivilegesError::Call("become the user who called sudo", error))?;
+    setresuid(uid, uid, uid)
+        .map_err(|error| PrivilegesError::Call("become the user who called sudo", error))?;
     if setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0)).is_ok() || getuid().is_root() {
         return Err(PrivilegesError::Regained);
     }

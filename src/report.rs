@@ -133,7 +133,9 @@ fn exit_code(cause: &(dyn StdError + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<PodError>() {
         return Some(if error.missing_right().is_some() { exit::NOT_PERMITTED } else { exit::POD });
     }
-    if let Some(PortForwardError::Unauthorized { .. } | PortForwardError::Forbidden { .. }) = cause.downcast_ref() {
+    if let Some(PortForwardError::Unauthorized { .. } | PortForwardError::Forbidden { .. }) =
+        cause.downcast_ref()
+    {
         return Some(exit::NOT_PERMITTED);
     }
     None
@@ -147,7 +149,9 @@ fn hint(cause: &(dyn StdError + 'static)) -> Option<String> {
                 "choose one with --context NAME; `kubectl config get-contexts` lists them".into()
             }
             ClusterError::Unreachable { .. } => "check that `kubectl get --raw /version` works here".into(),
-            ClusterError::Unauthorized { .. } => "log in again; `kubectl auth whoami` shows who you are".into(),
+            ClusterError::Unauthorized { .. } => {
+                "log in again; `kubectl auth whoami` shows who you are".into()
+            }
             _ => return None,
         });
     }
@@ -157,7 +161,9 @@ fn hint(cause: &(dyn StdError + 'static)) -> Option<String> {
             PrivilegedError::NoSudo | PrivilegedError::Refused => {
                 "run `kshuttle` as root, or use `kshuttle socks`, which needs no root".into()
             }
-            PrivilegedError::Version { .. } => "install `kshuttle` and `kshuttle-helper` of the same version".into(),
+            PrivilegedError::Version { .. } => {
+                "install `kshuttle` and `kshuttle-helper` of the same version".into()
+            }
             PrivilegedError::Failed { step, .. } if step == "nft" => {
                 "install nftables (`apt-get install nftables`), or use `kshuttle socks`".into()
             }

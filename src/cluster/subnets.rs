@@ -280,7 +280,9 @@ mod tests {
         ])
         .await;
         let text = discover(&api.cluster).await.unwrap_err().to_string();
-        for part in ["name them", "may not list servicecidrs", "may not create services", "none with a podCIDR"] {
+        for part in
+            ["name them", "may not list servicecidrs", "may not create services", "none with a podCIDR"]
+        {
             assert!(text.contains(part), "{text}");
         }
     }
