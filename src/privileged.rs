@@ -232,7 +232,7 @@ impl Helper {
     async fn next(&mut self) -> Result<Reply, PrivilegedError> {
         let mut bytes = [0; 4096];
         loop {
-            if let Some(reply) = self.frames.next().map_err(PrivilegedError::Protocol)? {
+            if let Some(reply) = self.frames.take().map_err(PrivilegedError::Protocol)? {
                 return Ok(reply);
             }
             match self.stream.read(&mut bytes).await {
