@@ -78,14 +78,16 @@ async fn is_gone(cluster: &Cluster, pod: &SshdPod) {
     tokio::time::timeout(START_TIME_MAX, gone).await.expect("it is still there").unwrap();
 }
 
+/// Why it does not run, whether it was seen running for a moment or not.
 async fn start_failure(cluster: &Cluster, options: &PodOptions) -> StartFailure {
     let pod = create(cluster, options, |line| println!("{line}")).await.unwrap();
-    let error = pod.wait_running(|line| println!("{line}")).await.unwrap_err();
+    let failure = match pod.wait_running(|line| println!("{line}")).await {
+        Ok(()) => tokio::time::timeout(START_TIME_MAX, pod.ended()).await.expect("it does run"),
+        Err(PodError::Start { source, .. }) => source,
+        Err(other) => panic!("{other:?}"),
+    };
     pod.delete().await.unwrap();
-    match error {
-        PodError::Start { source, .. } => source,
-        other => panic!("{other:?}"),
-    }
+    failure
 }
 
 #[tokio::test]
