@@ -213,6 +213,7 @@ impl Parts {
 
     /// Takes everything back. Failures are told and do not keep the rest from being tried.
     async fn stop(&mut self, steps: &mut Steps) {
+        steps.restart();
         // While the rules still stand: afterwards a reset would not be translated back and never arrive.
         self.connections.reset_all().await;
         if let Some(helper) = self.helper.take().filter(|_| self.redirected) {
@@ -289,8 +290,8 @@ async fn ranges(cluster: &Cluster, asked: &[Subnet], steps: &mut Steps) -> anyho
         return Ok(IpNet::aggregate(&asked.iter().map(|subnet| subnet.0).collect()));
     }
     let found = subnets::discover(cluster).await?;
-    for source in &found.sources {
-        steps.waiting(source);
+    for note in &found.notes {
+        steps.say(format_args!("  …         {note}"));
     }
     Ok(found.ranges)
 }

@@ -10,7 +10,6 @@ use crate::cluster::client::ClusterError;
 use crate::cluster::delivery::DeliveryError;
 use crate::cluster::port_forward::PortForwardError;
 use crate::cluster::sshd_pod::PodError;
-use crate::cluster::subnets::SubnetsError;
 use crate::privileged::PrivilegedError;
 
 /// Exit codes; documented in `docs/exit-codes.md`. clap itself ends with 2 on wrong usage.
@@ -49,6 +48,11 @@ impl Steps {
         let seconds = self.last.elapsed().as_secs_f64();
         self.last = Instant::now();
         self.line(format_args!("  {what:<9} {detail}  ({seconds:.2} s)"));
+    }
+
+    /// The next step begins now, not where the last one ended.
+    pub fn restart(&mut self) {
+        self.last = Instant::now();
     }
 
     /// What is being waited for. On a terminal the next line takes its place.

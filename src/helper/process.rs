@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "fork, signal handlers and what a child does before exec have no safe form")]
 
-use std::fs::File;
+use std::fs::{DirEntry, File};
 use std::io::{self, PipeReader};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::CommandExt;
@@ -94,12 +94,11 @@ extern "C" fn on_terminate(_: libc::c_int) {
 
 /// A sudo, a shell or a careless starter may have left files open in us.
 fn close_inherited() -> io::Result<()> {
-    let names: Vec<_> = std::fs::read_dir("/dev/fd")?.collect::<Result<_, _>>()?;
-    for name in names {
-        match name.file_name().to_str().and_then(|number| number.parse::<i32>().ok()) {
-            Some(fd) if fd > 2 => drop(close(fd)), // the one of the listing itself is closed already
-            _ => {}
-        }
+    let number =
+        |entry: io::Result<DirEntry>| entry.map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let open: Vec<Option<i32>> = std::fs::read_dir("/dev/fd")?.map(number).collect::<Result<_, _>>()?;
+    for fd in open.into_iter().flatten().filter(|fd| *fd > 2) {
+        let _ = close(fd); // the one of the listing is closed already
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Tests that need nothing but loopback.
 
 mod openssh;
+mod port_forward;
 mod socks;
 mod tunnel;

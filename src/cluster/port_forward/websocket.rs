@@ -247,13 +247,17 @@ fn mask(bytes: &mut [u8], key: [u8; 4]) {
 #[derive(Debug)]
 pub(super) struct MaskKeys {
     random: &'static dyn SecureRandom,
-    pool: [u8; 256],
+    pool: Box<[u8]>,
     used: usize,
 }
 
+/// Bytes of random numbers drawn at once: 64 messages of 32 KiB, so 2 MiB of upload.
+const MASK_POOL: usize = 256;
+
 impl MaskKeys {
     pub(super) fn new() -> Self {
-        MaskKeys { random: ring::default_provider().secure_random, pool: [0; 256], used: 256 }
+        let pool = vec![0; MASK_POOL].into_boxed_slice();
+        MaskKeys { random: ring::default_provider().secure_random, pool, used: MASK_POOL }
     }
 
     pub(super) fn draw(&mut self) -> [u8; 4] {

@@ -1,0 +1,386 @@
+//! The port-forward's handshake against a scripted HTTP server on loopback: requests byte by byte, fallback, errors.
+//! What happens after the upgrade is tested next to the code, over in-memory pipes.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use kshuttle::cluster::port_forward::{Dialer, PortForwardError, Transport};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+};
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
+
+/// What the server does with one request.
+#[derive(Clone)]
+enum Answer {
+    /// Sends this and closes.
+    Http(String),
+    /// Closes without a word.
+    Cut,
+    /// Sends a right 101 for the way asked for, then plays an echo of one message.
+    Upgrade,
+    /// Sends this as the head of a 101 (`ACCEPT` replaced), one byte per segment if asked, then as `Upgrade`.
+    Head { head: String, by_byte: bool },
+    /// Says nothing, and stops the clock so that waits pass at once.
+    Silence,
+}
+
+struct Api {
+    dialer: Dialer,
+    requests: mpsc::UnboundedReceiver<String>,
+}
+
+/// A server that gives these answers in turn and reports every request's head.
+async fn api(transport: Transport, answers: impl IntoIterator<Item = Answer>) -> Api {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let answers = Arc::new(Mutex::new(answers.into_iter().collect::<VecDeque<_>>()));
+    let (report, requests) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        loop {
+            let (socket, _) = listener.accept().await.unwrap();
+            let (answers, report) = (answers.clone(), report.clone());
+            tokio::spawn(serve(socket, answers, report));
+        }
+    });
+    let mut config = kube::Config::new(format!("http://{address}").parse().unwrap());
+    config.default_retry = false;
+    config.proxy_url = None;
+    let client = kube::Client::try_from(config).unwrap();
+    Api { dialer: Dialer::new(client, "ns", transport), requests }
+}
+
+async fn serve(
+    mut socket: TcpStream,
+    answers: Arc<Mutex<VecDeque<Answer>>>,
+    report: mpsc::UnboundedSender<String>,
+) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let Ok(byte) = socket.read_u8().await else { return };
+        head.push(byte);
+    }
+    let head = String::from_utf8(head).unwrap();
+    let websocket = head.starts_with("GET");
+    report.send(head.clone()).unwrap();
+    let answer = answers.lock().unwrap().pop_front().expect("no more requests than answers");
+    let (text, by_byte) = match answer {
+        Answer::Http(text) => {
+            let _ = socket.write_all(text.as_bytes()).await; // it may stop reading at its limit
+            let _ = socket.shutdown().await;
+            while socket.read_u8().await.is_ok() {}
+            return;
+        }
+        Answer::Cut => return,
+        Answer::Silence => {
+            tokio::time::pause();
+            while socket.read_u8().await.is_ok() {}
+            return;
+        }
+        Answer::Upgrade => (if websocket { websocket_head() } else { spdy_head() }, false),
+        Answer::Head { head, by_byte } => (head, by_byte),
+    };
+    let text = text.replace("ACCEPT", &derive_accept_key(header(&head, "sec-websocket-key").as_bytes()));
+    // Nothing may be on the way to us before our 101: it would be lost behind a real API server.
+    let early = socket.try_read(&mut [0; 1]).map_err(|error| error.kind());
+    assert_eq!(early, Err(std::io::ErrorKind::WouldBlock));
+    let frames = b"\x80\x03\x00\x02\x00\x00\x00\x04\x00\x00\x00\x03\
+        \x80\x03\x00\x02\x00\x00\x00\x04\x00\x00\x00\x01\
+        \x00\x00\x00\x03\x01\x00\x00\x05hello\x00\x00\x00\x01\x01\x00\x00\x00";
+    let mut bytes = text.into_bytes();
+    if websocket {
+        bytes.extend([0x82, frames.len() as u8]);
+    }
+    bytes.extend(frames); // in the same segment as the 101
+    if by_byte {
+        socket.set_nodelay(true).unwrap();
+        for byte in bytes {
+            socket.write_all(&[byte]).await.unwrap();
+        }
+    } else {
+        socket.write_all(&bytes).await.unwrap();
+    }
+    let mut rest = Vec::new();
+    let _ = socket.read_to_end(&mut rest).await; // a reset is as good an end
+}
+
+fn header<'a>(head: &'a str, name: &str) -> &'a str {
+    let lines = head.lines().filter_map(|line| line.split_once(':'));
+    lines
+        .filter(|(key, _)| key.eq_ignore_ascii_case(name))
+        .map(|(_, value)| value.trim())
+        .next()
+        .unwrap_or("")
+}
+
+fn websocket_head() -> String {
+    format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+        Sec-WebSocket-Accept: ACCEPT\r\nSec-WebSocket-Protocol: {TUNNEL}\r\n\r\n"
+    )
+}
+
+fn spdy_head() -> String {
+    "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\
+    X-Stream-Protocol-Version: portforward.k8s.io\r\n\r\n"
+        .to_owned()
+}
+
+fn http(status: &str, headers: &str, body: &str) -> Answer {
+    Answer::Http(format!(
+        "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n{body}",
+        body.len()
+    ))
+}
+
+fn status(code: &str, reason: &str, message: &str) -> Answer {
+    let number = &code[..3];
+    let body = format!(
+        r#"{{"kind":"Status","apiVersion":"v1","metadata":{{}},"status":"Failure","message":"{message}","reason":"{reason}","code":{number}}}"#
+    );
+    http(code, "Content-Type: application/json\r\n", &body)
+}
+
+impl Api {
+    /// Opens and reads to the end.
+    async fn run(&self) -> Result<(Transport, Vec<u8>), PortForwardError> {
+        let mut stream = self.dialer.open("pod", 8000).await?;
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).await.unwrap();
+        Ok((stream.transport(), bytes))
+    }
+
+    /// First lines of all requests so far.
+    fn asked(&mut self) -> Vec<String> {
+        let mut lines = Vec::new();
+        while let Ok(head) = self.requests.try_recv() {
+            lines.push(head.split(' ').next().unwrap().to_owned());
+        }
+        lines
+    }
+}
+
+#[tokio::test]
+async fn the_websocket_request_and_bytes_behind_the_101() {
+    let mut api = api(Transport::Auto, [Answer::Upgrade]).await;
+    assert_eq!(api.run().await.unwrap(), (Transport::Websocket, b"hello".to_vec()));
+    let head = api.requests.recv().await.unwrap();
+    assert!(head.starts_with("GET /api/v1/namespaces/ns/pods/pod/portforward HTTP/1.1\r\n"), "{head}");
+    for (name, value) in [
+        ("connection", "Upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-protocol", TUNNEL),
+    ] {
+        assert_eq!(header(&head, name), value, "{name}");
+    }
+    assert_eq!(header(&head, "sec-websocket-key").len(), 24);
+    assert_eq!(header(&head, "sec-websocket-extensions"), "", "compression must not be offered");
+}
+
+#[tokio::test]
+async fn the_spdy_request() {
+    let mut api = api(Transport::Spdy, [Answer::Upgrade]).await;
+    assert_eq!(api.run().await.unwrap(), (Transport::Spdy, b"hello".to_vec()));
+    let head = api.requests.recv().await.unwrap();
+    assert!(head.starts_with("POST /api/v1/namespaces/ns/pods/pod/portforward HTTP/1.1\r\n"), "{head}");
+    for (name, value) in [
+        ("connection", "Upgrade"),
+        ("upgrade", "SPDY/3.1"),
+        ("content-length", "0"),
+        ("x-stream-protocol-version", "portforward.k8s.io"),
+    ] {
+        assert_eq!(header(&head, name), value, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn answers_in_any_spelling_and_split() {
+    let spellings = [
+        (Transport::Websocket, websocket_head()),
+        (
+            Transport::Websocket,
+            websocket_head().replace("Connection: Upgrade", "connection: keep-alive, upgrade"),
+        ),
+        (Transport::Websocket, websocket_head().replace("Upgrade: websocket", "UPGRADE: WebSocket")),
+        (Transport::Spdy, spdy_head()),
+        (Transport::Spdy, spdy_head().replace("SPDY/3.1", "spdy/3.1")),
+        (Transport::Spdy, spdy_head().replace("X-Stream-Protocol-Version: portforward.k8s.io\r\n", "")),
+    ];
+    for (transport, head) in spellings {
+        for by_byte in [false, true] {
+            let api = api(transport, [Answer::Head { head: head.clone(), by_byte }]).await;
+            let (_, bytes) = api.run().await.unwrap_or_else(|error| panic!("{error:?} for {head}"));
+            assert_eq!(bytes, b"hello");
+        }
+    }
+}
+
+#[tokio::test]
+async fn wrong_upgrades_are_refused() {
+    let websocket = websocket_head();
+    let cases = [
+        (Transport::Websocket, websocket.replace("ACCEPT", "c3VyZWx5IG5vdCByaWdodA==")),
+        (Transport::Websocket, websocket.replace(TUNNEL, "v4.channel.k8s.io")),
+        (Transport::Websocket, websocket.replace(&format!("Sec-WebSocket-Protocol: {TUNNEL}\r\n"), "")),
+        (Transport::Websocket, websocket.replace("Upgrade: websocket", "Upgrade: h2c")),
+        (Transport::Spdy, spdy_head().replace("portforward.k8s.io", "v4.channel.k8s.io")),
+        (Transport::Spdy, spdy_head().replace("SPDY/3.1", "websocket")),
+    ];
+    for (transport, head) in cases {
+        let answer = Answer::Head { head: head.clone(), by_byte: false };
+        let error = api(transport, [answer.clone()]).await.run().await.unwrap_err();
+        assert!(matches!(error, PortForwardError::BadUpgrade(_)), "{error:?} for {head}");
+        if transport == Transport::Websocket {
+            let mut api = api(Transport::Auto, [answer, Answer::Upgrade]).await;
+            assert_eq!(api.run().await.unwrap().0, Transport::Spdy);
+            assert_eq!(api.asked(), ["GET", "POST"]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn refused_websockets_fall_back_once_and_the_way_is_remembered() {
+    let answers = [
+        http("400 Bad Request", "", "query parameter \"port\" is required"),
+        status("403 Forbidden", "Forbidden", "cannot get resource pods/portforward"),
+        http("403 Forbidden", "", ""),
+        http("404 Not Found", "", "404 page not found"),
+        http("405 Method Not Allowed", "", ""),
+        status("500 Internal Server Error", "InternalError", "error dialing backend"),
+        http("501 Not Implemented", "", ""),
+        http("502 Bad Gateway", "Content-Type: text/html\r\n", "<html><h1>502 Bad Gateway</h1></html>"),
+        http("200 OK", "", "welcome"),
+        http("301 Moved Permanently", "Location: https://login.example/\r\n", ""),
+        Answer::Cut,
+    ];
+    for answer in answers {
+        let mut api = api(Transport::Auto, [answer, Answer::Upgrade, Answer::Upgrade]).await;
+        assert_eq!(api.run().await.unwrap(), (Transport::Spdy, b"hello".to_vec()));
+        assert_eq!(api.asked(), ["GET", "POST"]);
+        assert_eq!(api.dialer.clone().open("pod", 1).await.unwrap().transport(), Transport::Spdy);
+        assert_eq!(api.asked(), ["POST"], "the way that failed is not tried again");
+    }
+}
+
+#[tokio::test]
+async fn a_remembered_way_that_stops_working_is_left() {
+    let answers = [http("500 Oops", "", ""), Answer::Upgrade, http("501 Gone", "", ""), Answer::Upgrade];
+    let mut api = api(Transport::Auto, answers).await;
+    assert_eq!(api.run().await.unwrap().0, Transport::Spdy);
+    assert_eq!(api.run().await.unwrap().0, Transport::Websocket);
+    assert_eq!(api.asked(), ["GET", "POST", "POST", "GET"]);
+}
+
+#[tokio::test]
+async fn answers_that_would_be_the_same_are_not_asked_for_twice() {
+    let one = async |answer| {
+        let mut api = api(Transport::Auto, [answer]).await;
+        let error = api.run().await.unwrap_err();
+        assert_eq!(api.asked(), ["GET"]);
+        error
+    };
+    let error = one(status("401 Unauthorized", "Unauthorized", "Unauthorized")).await;
+    assert!(matches!(error, PortForwardError::Unauthorized { .. }), "{error:?}");
+    let error = one(status("404 Not Found", "NotFound", "pods x not found")).await;
+    assert_eq!(error.to_string(), "pods x not found");
+    assert!(matches!(error, PortForwardError::NotFound { .. }), "{error:?}");
+    let error =
+        one(http("429 Too Many Requests", "Retry-After: 60\r\n", "too many requests in flight")).await;
+    assert!(
+        matches!(error, PortForwardError::TooManyRequests { retry_after: Some(after), .. } if after.as_secs() == 60),
+        "{error:?}"
+    );
+    for code in ["503 Service Unavailable", "504 Gateway Timeout"] {
+        let error = one(http(code, "", "later")).await;
+        assert!(matches!(error, PortForwardError::Server { .. }), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn both_refusals_are_kept() {
+    let answers = [
+        status("403 Forbidden", "Forbidden", "cannot get"),
+        status("403 Forbidden", "Forbidden", "cannot create"),
+    ];
+    let mut api = api(Transport::Auto, answers).await;
+    let error = api.run().await.unwrap_err();
+    assert_eq!(api.asked(), ["GET", "POST"]);
+    let PortForwardError::Both { spdy, websocket } = error else { panic!("{error:?}") };
+    let parts = |error: &PortForwardError| match error {
+        PortForwardError::Forbidden { message, verb } => (message.clone(), *verb),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(parts(&spdy), ("cannot create".to_owned(), "create"));
+    assert_eq!(parts(&websocket), ("cannot get".to_owned(), "get"));
+}
+
+#[tokio::test]
+async fn forced_ways_do_not_fall_back() {
+    for (transport, method) in [(Transport::Websocket, "GET"), (Transport::Spdy, "POST")] {
+        let mut api = api(transport, [http("400 Bad Request", "", "no")]).await;
+        let error = api.run().await.unwrap_err();
+        assert!(
+            matches!(&error, PortForwardError::Server { status: 400, message } if message == "no"),
+            "{error:?}"
+        );
+        assert_eq!(api.asked(), [method]);
+    }
+}
+
+#[tokio::test]
+async fn pages_and_long_answers_are_shortened() {
+    let page = format!("<html><title>Sign in</title>{}</html>", "<p>please</p>".repeat(10_000));
+    let error = api(Transport::Spdy, [http("502 Bad Gateway", "Content-Type: text/html\r\n", &page)])
+        .await
+        .run()
+        .await;
+    let Err(PortForwardError::Proxy { status: 502, text }) = error else { panic!("{error:?}") };
+    assert!(text.starts_with("Sign in please") && text.len() < 300, "{text}");
+
+    let error = api(Transport::Spdy, [http("500 Oops", "", &"long ".repeat(200_000))]).await.run().await;
+    let Err(PortForwardError::Server { message, .. }) = error else { panic!("{error:?}") };
+    assert!(message.len() <= 64 * 1024);
+
+    let huge = format!("X-Huge: {}\r\n", "h".repeat(1024 * 1024));
+    let error = api(Transport::Spdy, [http("500 Oops", &huge, "")]).await.run().await;
+    assert!(matches!(error, Err(PortForwardError::Dial(_))), "{error:?}");
+}
+
+#[tokio::test]
+async fn nobody_there_is_not_a_reason_to_try_the_other_way() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let config = kube::Config::new(format!("http://{address}").parse().unwrap());
+    let dialer = Dialer::new(kube::Client::try_from(config).unwrap(), "ns", Transport::Auto);
+    let error = dialer.open("pod", 1).await.unwrap_err();
+    assert!(matches!(error, PortForwardError::Dial(_)), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_never_answers_is_given_up() {
+    let mut api = api(Transport::Auto, [Answer::Silence]).await;
+    let begin = std::time::Instant::now();
+    let error = api.run().await.unwrap_err();
+    assert!(matches!(error, PortForwardError::Timeout { .. }), "{error:?}");
+    assert_eq!(api.asked(), ["GET"]);
+    assert!(begin.elapsed() < Duration::from_secs(20), "the paused clock was used");
+}
+
+#[test]
+fn transports_by_name() {
+    for name in ["auto", "websocket", "spdy"] {
+        assert_eq!(name.parse::<Transport>().unwrap().to_string(), name);
+    }
+    assert!("quic".parse::<Transport>().is_err());
+}
