@@ -31,17 +31,17 @@ pub struct Discovered {
     /// Service and pod ranges, neighbours joined, sorted.
     pub ranges: Vec<IpNet>,
     /// One sentence for each source: what it said or why it is closed.
-    pub sources: Vec<String>,
+    pub notes: Vec<String>,
 }
 
 /// Why there are no ranges.
 #[derive(Debug, thiserror::Error)]
 pub enum SubnetsError {
     /// All sources are closed or empty.
-    #[error("the cluster does not tell its ranges, name them (for example `kshuttle 10.96.0.0/12`): {}", .sources.join("; "))]
+    #[error("the cluster does not tell its ranges, name them (for example `kshuttle 10.96.0.0/12`): {}", .notes.join("; "))]
     Nothing {
-        /// As [`Discovered::sources`].
-        sources: Vec<String>,
+        /// As [`Discovered::notes`].
+        notes: Vec<String>,
     },
     /// The API server does not answer, or not to us.
     #[error("cannot ask the cluster for its ranges")]
@@ -53,22 +53,22 @@ pub enum SubnetsError {
 /// # Errors
 /// When no source has any, or the API server cannot be reached.
 pub async fn discover(cluster: &Cluster) -> Result<Discovered, SubnetsError> {
-    let mut sources = Vec::new();
-    let mut ranges = service_ranges(cluster, &mut sources).await?;
-    ranges.extend(pod_ranges(cluster, &mut sources).await?);
+    let mut notes = Vec::new();
+    let mut ranges = service_ranges(cluster, &mut notes).await?;
+    ranges.extend(pod_ranges(cluster, &mut notes).await?);
     if ranges.is_empty() {
-        return Err(SubnetsError::Nothing { sources });
+        return Err(SubnetsError::Nothing { notes });
     }
-    Ok(Discovered { ranges: IpNet::aggregate(&ranges), sources })
+    Ok(Discovered { ranges: IpNet::aggregate(&ranges), notes })
 }
 
-async fn service_ranges(cluster: &Cluster, sources: &mut Vec<String>) -> Result<Vec<IpNet>, SubnetsError> {
+async fn service_ranges(cluster: &Cluster, notes: &mut Vec<String>) -> Result<Vec<IpNet>, SubnetsError> {
     let api: Api<ServiceCIDR> = Api::all(cluster.client().clone());
     let note = match open(ask(api.list(&ListParams::default())).await)? {
         Ok(list) => {
             let ranges = of_objects(&list.items);
             if !ranges.is_empty() {
-                sources.push(format!("Services: {} (ServiceCIDR objects)", list_of(&ranges)));
+                notes.push(format!("Services: {} (ServiceCIDR objects)", list_of(&ranges)));
                 return Ok(ranges);
             }
             "there are no ServiceCIDR objects".to_owned()
@@ -85,7 +85,7 @@ async fn service_ranges(cluster: &Cluster, sources: &mut Vec<String>) -> Result<
             Err(why) => closed = closed.or(Some(why)),
         }
     }
-    sources.push(match closed {
+    notes.push(match closed {
         _ if !ranges.is_empty() => {
             format!("Services: {} (the API server's words; {note})", list_of(&ranges))
         }
@@ -114,7 +114,7 @@ async fn refused_ranges(
     })
 }
 
-async fn pod_ranges(cluster: &Cluster, sources: &mut Vec<String>) -> Result<Vec<IpNet>, SubnetsError> {
+async fn pod_ranges(cluster: &Cluster, notes: &mut Vec<String>) -> Result<Vec<IpNet>, SubnetsError> {
     let api: Api<Node> = Api::all(cluster.client().clone());
     let mut ranges = Vec::new();
     let (mut nodes, mut page) = (0, ListParams::default().limit(NODES_PER_PAGE));
@@ -122,7 +122,7 @@ async fn pod_ranges(cluster: &Cluster, sources: &mut Vec<String>) -> Result<Vec<
         let list = match open(ask(api.list(&page)).await)? {
             Ok(list) => list,
             Err(closed) => {
-                sources.push(format!("pods: unknown ({closed})"));
+                notes.push(format!("pods: unknown ({closed})"));
                 return Ok(Vec::new());
             }
         };
@@ -133,7 +133,7 @@ async fn pod_ranges(cluster: &Cluster, sources: &mut Vec<String>) -> Result<Vec<
             None => break,
         }
     }
-    sources.push(if ranges.is_empty() {
+    notes.push(if ranges.is_empty() {
         format!("pods: unknown (nodes: {nodes}, none with a podCIDR; the network plugin gives addresses its own way)")
     } else {
         format!("pods: {} (podCIDRs, nodes: {nodes})", list_of(&IpNet::aggregate(&ranges)))
@@ -233,7 +233,7 @@ mod tests {
             nets(&["10.96.0.0/12", "10.244.0.0/24", "fd00:10:96::/112", "fd00:10:244::/64"])
         );
         assert_eq!(
-            found.sources,
+            found.notes,
             [
                 "Services: 10.96.0.0/12, fd00:10:96::/112 (ServiceCIDR objects)",
                 "pods: 10.244.0.0/24, fd00:10:244::/64 (podCIDRs, nodes: 1)"
@@ -253,8 +253,8 @@ mod tests {
         .await;
         let found = discover(&api.cluster).await.unwrap();
         assert_eq!(found.ranges, nets(&["10.96.0.0/12"]));
-        assert!(found.sources[0].contains("before Kubernetes 1.33"), "{:?}", found.sources);
-        assert_eq!(found.sources[1], "pods: unknown (user `eve` may not list nodes in this cluster)");
+        assert!(found.notes[0].contains("before Kubernetes 1.33"), "{:?}", found.notes);
+        assert_eq!(found.notes[1], "pods: unknown (user `eve` may not list nodes in this cluster)");
         assert_eq!(api.asked()[1].body["spec"]["clusterIP"], "192.0.2.1");
         assert_eq!(api.left(), 0);
     }

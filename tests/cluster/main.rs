@@ -8,6 +8,10 @@
 //!
 //! `scripts/cluster` brings up such a cluster; the tests run inside its laptop.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests, which `allow-unwrap-in-tests` does not see")]
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "helpers of tests, which `allow-…-in-tests` does not see"
+)]
 
 mod pod;
