@@ -17,7 +17,7 @@ pub enum ApiError {
     Unauthorized(String),
     /// 403 of the authorizer: a right is missing.
     #[error("{0}")]
-    MissingRight(MissingRight),
+    MissingRight(Box<MissingRight>),
     /// 403 of the quota plugin, in the server's words.
     #[error("a resource quota of the namespace does not allow it: {0}")]
     Quota(String),
@@ -157,7 +157,7 @@ impl ApiError {
         } else if message.contains("exceeded quota") || message.contains("failed quota") {
             Self::Quota(message)
         } else if let Some(right) = MissingRight::parse(&message) {
-            Self::MissingRight(right)
+            Self::MissingRight(Box::new(right))
         } else {
             Self::Policy(message)
         }

@@ -244,10 +244,19 @@ impl SshdPod {
     /// Waits until the server runs, at most [`PodOptions::start_time_max`]. `report` gets a sentence whenever the
     /// reason of the waiting changes.
     ///
+    /// A program that ends right after its start may have been seen running for a moment: when the first stream to
+    /// it fails, [`ended`](Self::ended) knows why.
+    ///
     /// # Errors
     /// As soon as it is clear that it will not run, or when the time is over.
     pub async fn wait_running(&self, report: impl FnMut(&str)) -> Result<(), PodError> {
         wait::until_running(self, report).await
+    }
+
+    /// Waits until the pod has ended in whatever way, for as long as it takes, and says how. While the API server
+    /// does not answer it keeps asking.
+    pub async fn ended(&self) -> wait::StartFailure {
+        wait::until_ended(self).await
     }
 
     /// Deletes it, within 5 s. That it is gone already is fine, and another pod of its name is left alone.

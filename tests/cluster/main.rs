@@ -4,11 +4,12 @@
 //!
 //! Arguments: names (or parts of names) of the tests to run; `--list`.
 
-#![allow(clippy::unwrap_used, reason = "all of this is a test")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "all of this is a test")]
 
 mod carry;
 mod end;
 mod place;
+mod pod;
 mod reach;
 mod rights;
 mod socks;
@@ -53,6 +54,16 @@ const ANY_CLUSTER: &[Test] = tests! {
         an_image_serves_as_well,
         missing_rights_are_named_with_the_role_to_ask_for,
         errors_have_their_exit_codes;
+    pod:
+        the_role_is_enough_in_a_restricted_namespace_for_any_user_id,
+        an_administrator_gets_an_image_that_is_on_every_node,
+        an_image_that_is_not_to_be_had_is_known_at_once,
+        an_ended_program_is_quoted,
+        an_exchanged_part_is_refused_by_the_loader_and_an_exchanged_loader_by_us,
+        refusals_name_what_is_missing,
+        an_idle_server_ends_and_the_next_session_removes_its_pod,
+        ranges_are_those_of_the_cluster_or_a_hint,
+        the_address_of_the_api_server_is_guarded;
 };
 
 fn main() -> ExitCode {

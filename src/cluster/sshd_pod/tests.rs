@@ -251,6 +251,23 @@ async fn deletion_and_a_stranger_of_the_same_name_end_the_waiting() {
 }
 
 #[tokio::test]
+async fn the_end_of_a_running_pod_is_seen() {
+    let ended = container(json!({"terminated": {"exitCode": 137, "reason": "OOMKilled"}}));
+    let (api, pod_) = start(vec![
+        Answer::ok("GET /api/v1/namespaces/dev/pods/kshuttle-x", pod(running())),
+        Answer::watch(
+            "GET /api/v1/namespaces/dev/pods?",
+            vec![("MODIFIED", pod(running())), ("MODIFIED", pod(ended))],
+            true,
+        ),
+    ])
+    .await;
+    let end = pod_.ended().await.to_string();
+    assert_eq!(end, "its program ended with status 137: it was killed, perhaps for its memory");
+    assert_eq!(api.left(), 0);
+}
+
+#[tokio::test]
 async fn a_full_cluster_costs_a_third_of_the_time() {
     let mut script = vec![Answer::ok("GET /api/v1/namespaces/dev/pods/kshuttle-x", pod(unschedulable()))];
     script.push(Answer::watch("GET /api/v1/namespaces/dev/pods?", vec![], true));

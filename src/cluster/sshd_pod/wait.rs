@@ -16,8 +16,10 @@ use super::super::api_error::{ApiError, ask, ask_within};
 use super::manifest::CONTAINER;
 use super::{PodError, SshdPod};
 
-/// Between two readings, where we may not watch or a watch ended.
+/// Between two readings while starting, where we may not watch or a watch ended.
 const READ_INTERVAL: Duration = Duration::from_secs(1);
+/// The same for the rest of the pod's life, and while the API server is not there.
+const LIFE_INTERVAL: Duration = Duration::from_secs(5);
 /// A watch is renewed after this; the API server's own limit is 5 to 10 minutes.
 const WATCH_SECONDS: u32 = 240;
 /// Of the whole time to start, the share for which a pod may have no node: nodes that are being added need some
@@ -28,7 +30,7 @@ const EVENTS_TIME_MAX: Duration = Duration::from_secs(3);
 /// The latest warnings that are told.
 const EVENTS_MAX: usize = 3;
 
-/// Why a pod does not run.
+/// Why a pod does not run, or does not any more.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StartFailure {
     /// The image is not to be had.
@@ -204,10 +206,17 @@ fn explain(code: &i32, message: &str) -> String {
 
 /// Follows the pod until it runs.
 pub(super) async fn until_running(pod: &SshdPod, mut report: impl FnMut(&str)) -> Result<(), PodError> {
-    let mut last = String::new();
     let limit = pod.start_time_max;
-    let follow = follow(pod, &mut last, &mut report);
-    let failure = match tokio::time::timeout(limit, follow).await {
+    let mut last = String::new();
+    let mut progress = Progress {
+        last: &mut last,
+        report: &mut report,
+        until: Until::Running,
+        interval: READ_INTERVAL,
+        unschedulable: None,
+        patience: Some(limit / UNSCHEDULABLE_SHARE),
+    };
+    let failure = match tokio::time::timeout(limit, progress.follow(pod)).await {
         Ok(Ok(())) => return Ok(()),
         Ok(Err(End::Failed(failure))) => failure,
         Ok(Err(End::Api(source))) => {
@@ -223,28 +232,30 @@ enum End {
     Api(ApiError),
 }
 
-async fn follow(pod: &SshdPod, last: &mut String, report: &mut impl FnMut(&str)) -> Result<(), End> {
-    let mut progress =
-        Progress { last, report, unschedulable: None, patience: pod.start_time_max / UNSCHEDULABLE_SHARE };
-    let parameters =
-        WatchParams::default().fields(&format!("metadata.name={}", pod.name)).timeout(WATCH_SECONDS);
+/// Follows the pod until it has ended. Without an answer it does not know, and asks again.
+pub(super) async fn until_ended(pod: &SshdPod) -> StartFailure {
     loop {
-        let version = match ask(pod.api.get(&pod.name)).await {
-            Ok(seen) if progress.sees(pod, &seen)? => return Ok(()),
-            Ok(seen) => seen.metadata.resource_version.unwrap_or_default(),
-            Err(ApiError::NotFound(_)) => return Err(End::Failed(StartFailure::Deleted)),
-            Err(error) => return Err(End::Api(error)),
+        let mut progress = Progress {
+            last: &mut String::new(),
+            report: &mut |_: &str| {},
+            until: Until::Ended,
+            interval: LIFE_INTERVAL,
+            unschedulable: None,
+            patience: None,
         };
-        match ask(pod.api.watch(&parameters, &version)).await {
-            Ok(events) => {
-                if progress.watches(pod, events).await? {
-                    return Ok(());
-                }
-            }
-            Err(error) => tracing::debug!(%error, "cannot watch the pod, reading it instead"),
+        match progress.follow(pod).await {
+            Err(End::Failed(failure)) => return failure,
+            Err(End::Api(error)) => tracing::debug!(%error, "cannot see whether the pod still runs"),
+            Ok(()) => {}
         }
-        progress.pause().await?;
+        tokio::time::sleep(LIFE_INTERVAL).await;
     }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Until {
+    Running,
+    Ended,
 }
 
 /// What was seen so far.
@@ -252,20 +263,45 @@ struct Progress<'a, R> {
     /// The last sentence reported.
     last: &'a mut String,
     report: &'a mut R,
+    until: Until,
+    /// Between a watch that ended and the next reading.
+    interval: Duration,
     /// Since when no node takes it, and why.
     unschedulable: Option<(Instant, String)>,
     /// How long that may last.
-    patience: Duration,
+    patience: Option<Duration>,
 }
 
 impl<R: FnMut(&str)> Progress<'_, R> {
-    /// Takes a new status in; true when the pod runs.
+    async fn follow(&mut self, pod: &SshdPod) -> Result<(), End> {
+        let parameters =
+            WatchParams::default().fields(&format!("metadata.name={}", pod.name)).timeout(WATCH_SECONDS);
+        loop {
+            let version = match ask(pod.api.get(&pod.name)).await {
+                Ok(seen) if self.sees(pod, &seen)? => return Ok(()),
+                Ok(seen) => seen.metadata.resource_version.unwrap_or_default(),
+                Err(ApiError::NotFound(_)) => return Err(End::Failed(StartFailure::Deleted)),
+                Err(error) => return Err(End::Api(error)),
+            };
+            match ask(pod.api.watch(&parameters, &version)).await {
+                Ok(events) => {
+                    if self.watches(pod, events).await? {
+                        return Ok(());
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "cannot watch the pod, reading it instead"),
+            }
+            self.pause().await?;
+        }
+    }
+
+    /// Takes a new status in; true when the pod runs and that was waited for.
     fn sees(&mut self, pod: &SshdPod, seen: &Pod) -> Result<bool, End> {
         if seen.metadata.uid.as_deref() != Some(&pod.uid) {
             return Err(End::Failed(StartFailure::Deleted));
         }
         let sentence = match judge(seen) {
-            State::Running => return Ok(true),
+            State::Running => return Ok(self.until == Until::Running),
             State::Failed(failure) => return Err(End::Failed(failure)),
             State::Waiting(what) => {
                 self.unschedulable = None;
@@ -313,19 +349,19 @@ impl<R: FnMut(&str)> Progress<'_, R> {
 
     async fn pause(&self) -> Result<(), End> {
         tokio::select! {
-            () = tokio::time::sleep(READ_INTERVAL) => Ok(()),
+            () = tokio::time::sleep(self.interval) => Ok(()),
             end = self.impatience() => Err(end),
         }
     }
 
     /// Ends when no node has taken the pod for too long.
     async fn impatience(&self) -> End {
-        match &self.unschedulable {
-            Some((since, why)) => {
-                tokio::time::sleep_until(*since + self.patience).await;
+        match (&self.unschedulable, self.patience) {
+            (Some((since, why)), Some(patience)) => {
+                tokio::time::sleep_until(*since + patience).await;
                 End::Failed(StartFailure::Unschedulable(why.clone()))
             }
-            None => std::future::pending().await,
+            _ => std::future::pending().await,
         }
     }
 }

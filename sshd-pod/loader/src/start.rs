@@ -7,9 +7,6 @@ use core::ffi::c_char;
 
 use crate::sys;
 
-#[cfg(not(target_arch = "x86_64"))]
-compile_error!("the loader's entry point and system calls are written for x86_64 only so far");
-
 // The kernel leaves the argument count on top of the stack and the arguments above it (System V ABI for
 // x86-64, figure 3.9). `begin` gets that address; the call wants the stack 16-byte aligned.
 global_asm!(

@@ -7,6 +7,9 @@ use core::ffi::{CStr, c_char};
 use core::fmt;
 use core::ptr::null;
 
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+compile_error!("the loader's entry point and system calls are written for Linux on x86_64 only so far");
+
 /// Numbers of arch/x86/entry/syscalls/syscall_64.tbl.
 mod number {
     pub(super) const READ: usize = 0;
