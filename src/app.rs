@@ -19,7 +19,8 @@ use crate::cli::{ClusterArgs, RedirectArgs, SocksArgs};
 use crate::cluster::client::{self, Cluster};
 use crate::cluster::delivery::Payload;
 use crate::cluster::port_forward::{Dialer, PortForwardStream};
-use crate::cluster::sshd_pod::{self, PodOptions, Program, RunAs, SshdPod};
+use crate::cluster::sshd_pod::wait::StartFailure;
+use crate::cluster::sshd_pod::{self, PodError, PodOptions, Program, RunAs, SshdPod};
 use crate::cluster::subnets;
 use crate::privileged::{Helper, PrivilegedError, Starting};
 use crate::proxy::{self, Connections, redirect, socks};
@@ -30,6 +31,9 @@ use crate::tunnel::ssh::{Session, SessionError};
 
 /// How long a running pod's server may take to listen: it only has to read its environment and make a key.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a tunnel that ended waits to learn whether its pod did; the connections in it are reset already.
+const CAUSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Pause between tries to reach it.
 const LISTEN_PAUSE: Duration = Duration::from_millis(100);
@@ -124,7 +128,11 @@ impl Parts {
         let identity = Identity::generate().context("make this session's key")?;
         let pod = self.start_pod(&cluster, args, &identity, steps).await?;
         let dialer = Dialer::new(cluster.client().clone(), cluster.namespace(), args.transport);
-        let session = connect(&dialer, &pod, &identity, steps).await?;
+        let session = tokio::select! {
+            session = connect(&dialer, pod.name(), &identity, steps) => session?,
+            // A program that dies at once may have been seen running.
+            end = pod.ended() => return Err(start_failed(pod, end)),
+        };
         self.session = Some(session.clone());
         Ok((cluster, session))
     }
@@ -135,7 +143,7 @@ impl Parts {
         args: &ClusterArgs,
         identity: &Identity,
         steps: &mut Steps,
-    ) -> anyhow::Result<String> {
+    ) -> anyhow::Result<&SshdPod> {
         let owner = owner();
         let program = match &args.image {
             Some(image) => Program::Image(image.clone()),
@@ -154,7 +162,7 @@ impl Parts {
         let pod = self.pod.insert(sshd_pod::create(cluster, &options, |text| steps.waiting(text)).await?);
         pod.wait_running(|text| steps.waiting(text)).await?;
         steps.done("pod", format_args!("{} is running", pod.name()));
-        Ok(pod.name().to_owned())
+        Ok(pod)
     }
 
     async fn redirect(
@@ -199,6 +207,19 @@ impl Parts {
 
     /// Waits until something ends by itself that the session needs.
     async fn until_failure(&mut self, session: &Session) -> anyhow::Result<Infallible> {
+        let pod = self.pod.as_ref();
+        let pod_ended = async {
+            match pod {
+                Some(pod) => anyhow!(pod.ended().await).context(format!("the pod {} ended", pod.name())),
+                None => std::future::pending().await,
+            }
+        };
+        let tunnel_ended = async {
+            session.ended().await;
+            // If the pod's end is the cause, the API server knows it about now.
+            tokio::time::sleep(CAUSE_TIMEOUT).await;
+            anyhow!("the tunnel to the pod ended")
+        };
         let helper_lost = async {
             match self.helper.as_mut() {
                 Some(helper) => helper.lost().await,
@@ -206,7 +227,8 @@ impl Parts {
             }
         };
         tokio::select! {
-            () = session.ended() => Err(anyhow!("the tunnel to the pod ended").context("session")),
+            error = tunnel_ended => Err(error),
+            error = pod_ended => Err(error),
             error = helper_lost => Err(error.into()),
         }
     }
@@ -306,6 +328,10 @@ fn owner() -> String {
 /// Names this run where several meet: its table and its pod's annotation. Process ids are unique on a machine.
 fn session_name() -> String {
     std::process::id().to_string()
+}
+
+fn start_failed(pod: &SshdPod, source: StartFailure) -> anyhow::Error {
+    PodError::Start { pod: pod.name().to_owned(), source }.into()
 }
 
 fn list(nets: &[IpNet]) -> String {

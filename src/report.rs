@@ -159,6 +159,13 @@ fn hint(cause: &(dyn StdError + 'static)) -> Option<String> {
             _ => return None,
         });
     }
+    if let Some(role) = cause.downcast_ref::<PodError>().and_then(PodError::role_yaml) {
+        return Some(format!("ask an administrator to apply this:\n\n{role}"));
+    }
+    if let Some(error) = cause.downcast_ref::<DeliveryError>() {
+        return matches!(error, DeliveryError::Missing { .. })
+            .then(|| "build it with `scripts/build`".into());
+    }
     if let Some(error) = cause.downcast_ref::<PrivilegedError>() {
         return Some(match error {
             PrivilegedError::Missing(_) => "install `kshuttle-helper` beside `kshuttle`".into(),

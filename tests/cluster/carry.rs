@@ -10,7 +10,7 @@ use kshuttle_test_support::pattern;
 
 use crate::reach::{RANGES, bench};
 
-pub fn a_gibibyte_each_way_arrives_whole() {
+pub(crate) fn a_gibibyte_each_way_arrives_whole() {
     let _kshuttle = Kshuttle::start(&RANGES);
     let down = get(bench(8080), "/1024M").unwrap();
     assert_eq!((down.length, Some(down.sha256)), (1 << 30, down.announced));
@@ -19,7 +19,7 @@ pub fn a_gibibyte_each_way_arrives_whole() {
     assert_eq!(up.text.trim(), format!("{} {}", sha256(&block, 1024), 1 << 30));
 }
 
-pub fn two_hundred_connections_at_once() {
+pub(crate) fn two_hundred_connections_at_once() {
     let _kshuttle = Kshuttle::start(&RANGES);
     // All are open before the first one is used.
     let mut open: Vec<_> = (0..200).map(|_| connect(bench(7003)).unwrap()).collect();
@@ -33,7 +33,7 @@ pub fn two_hundred_connections_at_once() {
     }
 }
 
-pub fn half_close_is_kept() {
+pub(crate) fn half_close_is_kept() {
     const LENGTH: usize = 10 << 20;
     let _kshuttle = Kshuttle::start(&RANGES);
     let mut socket = connect(bench(7004)).unwrap();
@@ -48,7 +48,7 @@ pub fn half_close_is_kept() {
     assert_eq!(sha256(&answer[line.len()..], 1), fixed.sha256);
 }
 
-pub fn the_pods_reset_arrives_as_a_reset() {
+pub(crate) fn the_pods_reset_arrives_as_a_reset() {
     let _kshuttle = Kshuttle::start(&RANGES);
     let mut socket = connect(bench(7005)).unwrap();
     let mut got = Vec::new();
@@ -56,7 +56,7 @@ pub fn the_pods_reset_arrives_as_a_reset() {
     assert_eq!(error.kind(), ErrorKind::ConnectionReset, "after {} bytes", got.len());
 }
 
-pub fn an_application_that_never_reads_holds_back_nobody() {
+pub(crate) fn an_application_that_never_reads_holds_back_nobody() {
     let _kshuttle = Kshuttle::start(&RANGES);
     let mut stuck = connect(bench(7001)).unwrap();
     stuck.read_exact(&mut [0; 1]).unwrap(); // it flows, and from here on nobody reads

@@ -61,7 +61,7 @@ fn phase(pod: &str) -> String {
     kubectl(&["get", "pod", pod, "--ignore-not-found", "-o", "jsonpath={.status.phase}"])
 }
 
-pub fn signals_stop_in_order() {
+pub(crate) fn signals_stop_in_order() {
     for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143), (Signal::SIGHUP, 129)] {
         let (rules, open) = (ruleset(), listeners());
         let mut kshuttle = Kshuttle::start(&RANGES);
@@ -78,7 +78,7 @@ pub fn signals_stop_in_order() {
     }
 }
 
-pub fn sigkill_of_kshuttle_leaves_nothing() {
+pub(crate) fn sigkill_of_kshuttle_leaves_nothing() {
     let (rules, open) = (ruleset(), listeners());
     let mut kshuttle = Kshuttle::start(&[&RANGES[..], &["--pod-idle", "5s"]].concat());
     let pod = kshuttle.pod();
@@ -93,7 +93,7 @@ pub fn sigkill_of_kshuttle_leaves_nothing() {
     next.stop(Signal::SIGTERM);
 }
 
-pub fn sigkill_of_the_helper_leaves_nothing() {
+pub(crate) fn sigkill_of_the_helper_leaves_nothing() {
     let (rules, open) = (ruleset(), listeners());
     let mut kshuttle = Kshuttle::start(&RANGES);
     let pod = kshuttle.pod();
@@ -110,7 +110,7 @@ pub fn sigkill_of_the_helper_leaves_nothing() {
     eventually("the pod is deleted", PATIENCE, || phase(&pod).is_empty().then_some(()));
 }
 
-pub fn ctrl_c_while_starting_leaves_nothing() {
+pub(crate) fn ctrl_c_while_starting_leaves_nothing() {
     let (rules, open) = (ruleset(), listeners());
     let mut command = Command::new(program("kshuttle"));
     command.args(RANGES);
@@ -126,7 +126,7 @@ pub fn ctrl_c_while_starting_leaves_nothing() {
     });
 }
 
-pub fn the_end_of_the_pod_is_told() {
+pub(crate) fn the_end_of_the_pod_is_told() {
     let (rules, open) = (ruleset(), listeners());
     let mut kshuttle = Kshuttle::start(&RANGES);
     let applications = applications();

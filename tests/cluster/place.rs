@@ -17,7 +17,7 @@ fn limited() -> String {
     std::env::var("KSHUTTLE_BOX_LIMITED").expect("the box names the limited user's kubeconfig")
 }
 
-pub fn the_restricted_namespace_takes_it_from_a_limited_user() {
+pub(crate) fn the_restricted_namespace_takes_it_from_a_limited_user() {
     for uid in [None, Some("1000680000")] {
         let kubeconfig = limited();
         let mut arguments = vec!["socks", "--listen", "127.0.0.1:0", "--kubeconfig", &kubeconfig];
@@ -35,14 +35,14 @@ pub fn the_restricted_namespace_takes_it_from_a_limited_user() {
     }
 }
 
-pub fn an_image_serves_as_well() {
+pub(crate) fn an_image_serves_as_well() {
     let image = std::env::var("KSHUTTLE_TEST_IMAGE").expect("scripts/test imports the image and names it");
     let kshuttle = Kshuttle::start(&["socks", "--listen", "127.0.0.1:0", "--image", &image]);
     let volumes = kubectl(&["get", "pod", &kshuttle.pod(), "-o", "jsonpath={.spec.volumes}"]);
     assert_eq!(volumes, "", "an image needs nothing delivered");
 }
 
-pub fn missing_rights_are_named_with_the_role_to_ask_for() {
+pub(crate) fn missing_rights_are_named_with_the_role_to_ask_for() {
     let output = fails(&["--kubeconfig", &limited(), "-n", "shop"]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{said}");
@@ -51,7 +51,7 @@ pub fn missing_rights_are_named_with_the_role_to_ask_for() {
     }
 }
 
-pub fn errors_have_their_exit_codes() {
+pub(crate) fn errors_have_their_exit_codes() {
     for (arguments, code, words) in [
         (&["--context", "nonsense"][..], 3, "nonsense"),
         (&["--kubeconfig", "/nonexistent"], 3, "/nonexistent"),

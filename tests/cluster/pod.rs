@@ -94,7 +94,7 @@ async fn start_failure(cluster: &Cluster, options: &PodOptions) -> StartFailure 
     failure
 }
 
-pub fn the_role_is_enough_in_a_restricted_namespace_for_any_user_id() {
+pub(crate) fn the_role_is_enough_in_a_restricted_namespace_for_any_user_id() {
     block_on(async {
         let cluster = limited("locked").await;
         for run_as in [RunAs::Default, RunAs::Uid(1_000_680_000)] {
@@ -103,7 +103,7 @@ pub fn the_role_is_enough_in_a_restricted_namespace_for_any_user_id() {
     });
 }
 
-pub fn an_administrator_gets_an_image_that_is_on_every_node() {
+pub(crate) fn an_administrator_gets_an_image_that_is_on_every_node() {
     block_on(async {
         let cluster = administrator("default").await;
         let mut said = Vec::new();
@@ -117,7 +117,7 @@ pub fn an_administrator_gets_an_image_that_is_on_every_node() {
     });
 }
 
-pub fn an_image_that_is_not_to_be_had_is_known_at_once() {
+pub(crate) fn an_image_that_is_not_to_be_had_is_known_at_once() {
     block_on(async {
         let cluster = administrator("default").await;
         let program = Program::Image("registry.invalid/kshuttle:1".to_owned());
@@ -127,7 +127,7 @@ pub fn an_image_that_is_not_to_be_had_is_known_at_once() {
     });
 }
 
-pub fn an_ended_program_is_quoted() {
+pub(crate) fn an_ended_program_is_quoted() {
     block_on(async {
         let cluster = administrator("default").await;
         let mut wrong = options(delivered(), RunAs::Default);
@@ -138,7 +138,7 @@ pub fn an_ended_program_is_quoted() {
     });
 }
 
-pub fn an_exchanged_part_is_refused_by_the_loader_and_an_exchanged_loader_by_us() {
+pub(crate) fn an_exchanged_part_is_refused_by_the_loader_and_an_exchanged_loader_by_us() {
     block_on(async {
         let cluster = administrator("default").await;
         let api: Api<ConfigMap> = Api::namespaced(cluster.client().clone(), "default");
@@ -183,7 +183,7 @@ fn copy_with_a_mark(folder: &tempfile::TempDir) {
     }
 }
 
-pub fn refusals_name_what_is_missing() {
+pub(crate) fn refusals_name_what_is_missing() {
     block_on(async {
         // Another namespace than the one where this user may do something.
         let cluster = limited("default").await;
@@ -210,7 +210,7 @@ pub fn refusals_name_what_is_missing() {
     });
 }
 
-pub fn an_idle_server_ends_and_the_next_session_removes_its_pod() {
+pub(crate) fn an_idle_server_ends_and_the_next_session_removes_its_pod() {
     block_on(async {
         let cluster = limited("locked").await;
         let mut brief = options(delivered(), RunAs::Default);
@@ -233,7 +233,7 @@ pub fn an_idle_server_ends_and_the_next_session_removes_its_pod() {
     });
 }
 
-pub fn ranges_are_those_of_the_cluster_or_a_hint() {
+pub(crate) fn ranges_are_those_of_the_cluster_or_a_hint() {
     block_on(async {
         let found = discover(&administrator("default").await).await.unwrap();
         println!("{found:#?}");
@@ -247,7 +247,7 @@ pub fn ranges_are_those_of_the_cluster_or_a_hint() {
     });
 }
 
-pub fn the_address_of_the_api_server_is_guarded() {
+pub(crate) fn the_address_of_the_api_server_is_guarded() {
     block_on(async {
         let cluster = administrator("default").await;
         println!("{} {:?} {:?}", cluster.server(), cluster.version(), cluster.guarded_addresses().await);

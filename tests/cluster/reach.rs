@@ -9,10 +9,11 @@ use kshuttle_test_support::http::{connect, get};
 use kshuttle_test_support::kshuttle::{Kshuttle, LeakMeter, kubectl};
 
 /// The box's ranges: Services and pods, both families.
-pub const RANGES: [&str; 4] = ["10.96.0.0/12", "10.244.0.0/16", "fd00:10:96::/112", "fd00:10:244::/56"];
+pub(crate) const RANGES: [&str; 4] =
+    ["10.96.0.0/12", "10.244.0.0/16", "fd00:10:96::/112", "fd00:10:244::/56"];
 
 /// The `bench` Service; see `fixtures/cluster/bench`.
-pub fn bench(port: u16) -> SocketAddr {
+pub(crate) fn bench(port: u16) -> SocketAddr {
     SocketAddr::new("10.96.77.77".parse().unwrap(), port)
 }
 
@@ -20,7 +21,7 @@ fn addresses(arguments: &[&str]) -> Vec<IpAddr> {
     kubectl(arguments).split_whitespace().map(|ip| ip.parse().unwrap()).collect()
 }
 
-pub fn services_and_pods_answer_over_both_families() {
+pub(crate) fn services_and_pods_answer_over_both_families() {
     let _kshuttle = Kshuttle::start(&RANGES);
     let service = |namespace: &str, name: &str| {
         addresses(&["-n", namespace, "get", "service", name, "-o", "jsonpath={.spec.clusterIPs[*]}"])
@@ -41,7 +42,7 @@ pub fn services_and_pods_answer_over_both_families() {
     }
 }
 
-pub fn without_subnets_the_cluster_tells_its_ranges() {
+pub(crate) fn without_subnets_the_cluster_tells_its_ranges() {
     let kshuttle = Kshuttle::start(&[]);
     let said = kshuttle.said();
     for range in ["10.96.0.0/12", "10.244.0.0/24", "fd00:10:96::/112", "fd00:10:244::/64"] {
@@ -50,7 +51,7 @@ pub fn without_subnets_the_cluster_tells_its_ranges() {
     assert_eq!(get(bench(8080), "/").unwrap().text, "hello from bench\n");
 }
 
-pub fn a_refused_port_is_an_error_at_once() {
+pub(crate) fn a_refused_port_is_an_error_at_once() {
     let _kshuttle = Kshuttle::start(&RANGES);
     let mut socket = connect(bench(9999)).unwrap();
     let _ = socket.write_all(b"anybody?");
@@ -58,7 +59,7 @@ pub fn a_refused_port_is_an_error_at_once() {
     assert_eq!(error.kind(), ErrorKind::ConnectionReset, "not after a timeout, not as a clean end");
 }
 
-pub fn a_black_hole_hangs_nobody_else() {
+pub(crate) fn a_black_hole_hangs_nobody_else() {
     let _kshuttle = Kshuttle::start(&RANGES);
     // An address the node sends into nothing.
     let mut hole = connect("10.244.255.1:80".parse().unwrap()).unwrap();
@@ -75,7 +76,7 @@ pub fn a_black_hole_hangs_nobody_else() {
     assert_eq!(hole.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
 
-pub fn excluded_ranges_are_left_alone() {
+pub(crate) fn excluded_ranges_are_left_alone() {
     let _kshuttle = Kshuttle::start(&["10.96.0.0/12", "-x", "10.96.77.0/24"]);
     let meter = LeakMeter::start();
     let refused = TcpStream::connect_timeout(&bench(8080), Duration::from_millis(200));
@@ -83,7 +84,7 @@ pub fn excluded_ranges_are_left_alone() {
     assert!(meter.leaked() > 0, "an excluded address takes the machine's own way");
 }
 
-pub fn nothing_leaks_in_ten_thousand_connects() {
+pub(crate) fn nothing_leaks_in_ten_thousand_connects() {
     const WORKERS: usize = 16;
     let _kshuttle = Kshuttle::start(&RANGES);
     let meter = LeakMeter::start();

@@ -47,7 +47,8 @@ fn assert_is_user(pid: Pid) {
     assert_eq!(status(pid, "Gid"), four(&id("-g")));
     let mut groups: Vec<_> = status(pid, "Groups").split(' ').map(str::to_owned).collect();
     let mut expected: Vec<_> = id("-G").split(' ').map(str::to_owned).collect();
-    (groups.sort(), expected.sort());
+    groups.sort();
+    expected.sort();
     assert_eq!(groups, expected, "supplementary groups too");
 }
 
@@ -55,7 +56,7 @@ fn assert_works() {
     assert_eq!(get(bench(8080), "/").unwrap().text, "hello from bench\n");
 }
 
-pub fn as_root_it_keeps_no_capability() {
+pub(crate) fn as_root_it_keeps_no_capability() {
     let kshuttle = Kshuttle::start(&RANGES);
     assert!(kshuttle.said().contains("as root, without any capability"), "{}", kshuttle.said());
     assert_eq!(status(data_path(), "Uid"), "0 0 0 0");
@@ -63,7 +64,7 @@ pub fn as_root_it_keeps_no_capability() {
     assert_works();
 }
 
-pub fn through_sudo_it_becomes_the_user_again() {
+pub(crate) fn through_sudo_it_becomes_the_user_again() {
     let mut command = Command::new("runuser");
     command
         .args(["-u", USER, "--", "sudo", "--preserve-env=KUBECONFIG"])
@@ -76,7 +77,7 @@ pub fn through_sudo_it_becomes_the_user_again() {
     assert_works();
 }
 
-pub fn a_user_runs_only_the_helper_as_root() {
+pub(crate) fn a_user_runs_only_the_helper_as_root() {
     let mut command = Command::new("runuser");
     command.args(["-u", USER, "--"]).arg(program("kshuttle")).args(RANGES);
     let kshuttle = Kshuttle::start_as(command);

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use kshuttle_test_support::kshuttle::{Kshuttle, kubectl, output, program};
 
-pub fn addresses_and_names_without_root() {
+pub(crate) fn addresses_and_names_without_root() {
     let mut command = Command::new("runuser");
     command.args(["-u", "dev", "--"]).arg(program("kshuttle")).args(["socks", "--listen", "127.0.0.1:0"]);
     let kshuttle = Kshuttle::start_as(command);
@@ -24,7 +24,7 @@ pub fn addresses_and_names_without_root() {
     }
 }
 
-pub fn a_taken_port_is_told() {
+pub(crate) fn a_taken_port_is_told() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let output = Command::new(program("kshuttle")).args(["socks", "--listen", &address]).output().unwrap();
