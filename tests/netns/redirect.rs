@@ -1,7 +1,7 @@
 //! While the rules stand: what is redirected, what is not, and that nothing gets past.
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::channel;
 use std::thread;
@@ -159,13 +159,13 @@ pub(crate) fn answers_to_included_addresses_pass() {
         scene::ip(&format!("link set wan1 netns {}", tid.recv().unwrap()));
         scene::ip("route add 10.9.9.9/32 dev wan0");
         go.send(()).unwrap();
-        let mut early = ours.accept().unwrap().0;
+        let mut early = accept(&ours);
         let mut said = [0; 6];
         early.read_exact(&mut said).unwrap();
 
         let helper = Helper::ready(&plan("a", &listener, &["10.0.0.0/8"], &[]));
         go.send(()).unwrap();
-        let mut late = ours.accept().unwrap().0;
+        let mut late = accept(&ours);
         for stream in [&mut early, &mut late] {
             stream.read_exact(&mut said).unwrap();
             stream.write_all(b"answer").unwrap();
@@ -174,6 +174,18 @@ pub(crate) fn answers_to_included_addresses_pass() {
         assert!(listener.is_idle());
         assert_eq!(helper.stop().guard_dropped, 0);
     });
+}
+
+fn accept(listener: &TcpListener) -> TcpStream {
+    let mut accepted = None;
+    listener.set_nonblocking(true).unwrap();
+    eventually("somebody connects", || {
+        accepted = listener.accept().ok();
+        accepted.is_some()
+    });
+    let stream = accepted.unwrap().0;
+    stream.set_read_timeout(Some(scene::PATIENCE)).unwrap();
+    stream
 }
 
 pub(crate) fn a_foreign_flush_does_not_open_the_way() {

@@ -102,6 +102,11 @@ pub(crate) fn leaked() -> u64 {
     sent - reports.trim().parse::<u64>().unwrap()
 }
 
+/// Entries of conntrack in this namespace.
+pub(crate) fn conntrack_entries() -> u64 {
+    fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap().trim().parse().unwrap()
+}
+
 /// Makes conntrack work before the helper comes, as Docker would.
 pub(crate) fn foreign_nat_table() {
     nft("add table ip docker; \

@@ -299,3 +299,55 @@ fn note<T, E: std::error::Error + 'static>(
         .map_err(|error| failures.push(StepFailure { step: step.into(), message: error_chain(&error) }))
         .ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol;
+
+    /// `nft -n list table` of nft 1.0.6, after `only-ipv4.nft` was carried out.
+    const LISTING: &str = include_str!("../../../fixtures/firewall/only-ipv4.listing");
+
+    fn plan() -> Plan {
+        let include = vec!["10.0.0.0/16".parse().unwrap()];
+        let said = protocol::Plan {
+            session: "golden".into(),
+            include,
+            exclude: vec![],
+            listener_v4: Some(40001),
+            listener_v6: None,
+        };
+        Plan::check(said).unwrap()
+    }
+
+    #[test]
+    fn a_captured_listing_is_complete() {
+        verify(LISTING, &plan()).unwrap();
+    }
+
+    #[test]
+    fn whatever_lacks_is_named() {
+        for (part, instead, lacking) in [
+            ("flags owner", "", "the owner"),
+            ("chain guard {", "chain other {", "the chain guard (type filter hook output priority 0;)"),
+            ("priority -110", "priority -100", "the chain capture (type nat hook output priority -110;)"),
+            ("ct state", "}\nct state", "rules in the chain keep: 0 instead of 1"),
+            ("ct status", "ct status\nct status", "rules in the chain guard: 7 instead of 6"),
+            ("elements", "", "the subnets of the set include4"),
+        ] {
+            let listing = LISTING.replacen(part, instead, 1);
+            assert_ne!(listing, LISTING, "{part} is in the listing");
+            assert_eq!(
+                verify(&listing, &plan()).unwrap_err().to_string(),
+                format!("the rules read back lack {lacking}")
+            );
+        }
+    }
+
+    #[test]
+    fn the_capability_is_one_bit() {
+        assert!(has_net_admin("Name:\tx\nCapEff:\t0000000000001000\n"));
+        assert!(!has_net_admin("CapEff:\t000001ffffffefff\n"));
+        assert!(!has_net_admin(""));
+    }
+}
