@@ -92,7 +92,7 @@ give_up() {
     echo "scripts/cluster: up failed at: $CULPRIT"
     rm -rf "$BOX.failed"
     [[ ! -d $BOX/state/pods ]] || cp -r "$BOX/state/pods" "$BOX/log/pods"
-    find "$BOX/log" \( -name "$CULPRIT.log" -o -path "*/log/$CULPRIT/*.log" \) -exec tail -v -n 15 {} + | cut -c1-300
+    find "$BOX/log" \( -name "$CULPRIT.log" -o -path "*/log/$CULPRIT/*.log" \) -exec tail -v -n 15 {} + | cut -c1-800
     [[ ! -d $BOX/log ]] || { mv "$BOX/log" "$BOX.failed" && echo "all logs, those of the pods too: $BOX.failed"; }
   } >&2
   take_down
