@@ -123,7 +123,7 @@ start_component() {
   component_command "$1"
   # shellcheck disable=SC2016
   "$ENTER" -d -g "$BOX/cgroups" "$(first_process node)" env -i PATH="$path" HOME=/root TMPDIR=/tmp \
-    sh -c 'echo $$ >"$0" && exec "$@"' "$BOX/run/$1.pid" "${COMMAND[@]}" </dev/null >>"$BOX/log/$1.log" 2>&1 9>&-
+    sh -c 'echo $$ >"$0" && exec "$@"' "$BOX/run/$1.pid" "${COMMAND[@]}" </dev/null >>"$BOX/log/$1.log" 2>&1 7>&- 8>&- 9>&-
 }
 
 # kill_component NAME: without warning, as a crash would.
