@@ -2,6 +2,7 @@
 # Where a box's things are, who its two first processes are, and how a command gets inside. Sourced by everything else.
 
 export LC_ALL=C
+umask 022 # the laptop's ordinary user reads what is made here
 CHECKOUT=$(dirname "$(dirname "$PARTS")")
 FIXTURES=$CHECKOUT/fixtures/cluster
 CACHE=${XDG_CACHE_HOME:-${HOME:?}/.cache}/kshuttle
@@ -106,7 +107,7 @@ wait_until() {
   done
 }
 
-# with_lock FILE COMMAND...: one at a time. The command's own children must not keep the lock, so daemons close descriptor 9.
+# with_lock FILE COMMAND...: one at a time. The command's own children must not keep the lock, so what stays running closes descriptors 7 to 9.
 with_lock() {
   mkdir -p "${1%/*}"
   exec 9>"$1"

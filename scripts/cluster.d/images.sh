@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Container images, made here as OCI archives out of the programs; nothing is pulled. Cached by what they are made of.
 
-BUSYBOX_COMMANDS=(cat df echo env grep hostname httpd id ip kill ls mount nc nslookup ps sh sleep test touch wget)
+BUSYBOX_COMMANDS=(cat df echo env false grep head hostname httpd id ip kill ls mount nc nslookup ps sh sleep tail test touch true wget)
 
 # make_images: IMAGES, the archives that a new node is given.
 make_images() {

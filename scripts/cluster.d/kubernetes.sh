@@ -5,12 +5,12 @@
 NODE_IP=10.250.0.2
 SERVICE_RANGES=10.96.0.0/12,fd00:10:96::/112
 POD_RANGES=10.244.0.0/16,fd00:10:244::/56
+NEW_KEY=(-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes)
 
 make_certificates() (
   mkdir -p "$BOX/pki" "$BOX/kubeconfig"
   cd "$BOX/pki" || exit
-  local new_key=(-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes)
-  openssl req -x509 "${new_key[@]}" -days 3650 -subj /CN=kubernetes -keyout ca.key -out ca.crt 2>openssl.log
+  openssl req -x509 "${NEW_KEY[@]}" -days 3650 -subj /CN=kubernetes -keyout ca.key -out ca.crt 2>openssl.log
   openssl genrsa -out sa.key 2048 2>openssl.log
   openssl rsa -in sa.key -pubout -out sa.pub 2>openssl.log
   printf 'subjectAltName=IP:%s,IP:fd00:250::2,IP:127.0.0.1,IP:10.96.0.1,IP:fd00:10:96::1,%s' "$NODE_IP" \
@@ -26,7 +26,7 @@ make_certificates() (
 )
 
 make_certificate() {
-  openssl req "${new_key[@]}" -subj "$2" -keyout "$1.key" -out "$1.csr" 2>openssl.log
+  openssl req "${NEW_KEY[@]}" -subj "$2" -keyout "$1.key" -out "$1.csr" 2>openssl.log
   openssl x509 -req -in "$1.csr" -CA ca.crt -CAkey ca.key -CAcreateserial -days 3650 -extfile names -out "$1.crt" 2>openssl.log
 }
 
@@ -123,7 +123,7 @@ start_component() {
   component_command "$1"
   # shellcheck disable=SC2016
   "$ENTER" -d -g "$BOX/cgroups" "$(first_process node)" env -i PATH="$path" HOME=/root TMPDIR=/tmp \
-    sh -c 'echo $$ >"$0" && exec "$@"' "$BOX/run/$1.pid" "${COMMAND[@]}" </dev/null >>"$BOX/log/$1.log" 2>&1 9>&-
+    sh -c 'echo $$ >"$0" && exec "$@"' "$BOX/run/$1.pid" "${COMMAND[@]}" </dev/null >>"$BOX/log/$1.log" 2>&1 7>&- 8>&- 9>&-
 }
 
 # kill_component NAME: without warning, as a crash would.

@@ -8,7 +8,7 @@ start_first_process() {
   mkdir -p "$BOX/root"
   rm -f "$BOX/$place".{outside,ready,pid}
   (
-    exec 9>&-
+    exec 7>&- 8>&- 9>&-
     while read -r cgroup; do
       echo "$BASHPID" >"$cgroup/cgroup.procs"
     done <"$BOX/cgroups"

@@ -3,6 +3,7 @@
 
 GO_FLAGS=(-trimpath)
 export CGO_ENABLED=0 GOTOOLCHAIN=local GOFLAGS="-buildvcs=false -modcacherw" GOWORK=off
+unset GOOS GOARCH GOEXPERIMENT # the programs run here
 
 build_programs() {
   export GOMODCACHE=$CACHE/go/mod GOCACHE=$CACHE/go/build

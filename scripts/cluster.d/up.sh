@@ -53,6 +53,7 @@ prepare_alone() {
 
 begin() {
   CULPRIT=packages
+  exec 7>&2 # a signal may come while a command's own output is thrown away
   STARTED=${EPOCHREALTIME//./}
   trap 'give_up $?' EXIT
   trap 'exit 130' INT TERM HUP
@@ -92,9 +93,9 @@ give_up() {
     echo "scripts/cluster: up failed at: $CULPRIT"
     rm -rf "$BOX.failed"
     [[ ! -d $BOX/state/pods ]] || cp -r "$BOX/state/pods" "$BOX/log/pods"
-    find "$BOX/log" \( -name "$CULPRIT.log" -o -path "*/log/$CULPRIT/*.log" \) -exec tail -v -n 15 {} + | cut -c1-300
+    find "$BOX/log" \( -name "$CULPRIT.log" -o -path "*/log/$CULPRIT/*.log" \) -exec tail -v -n 15 {} + | cut -c1-800
     [[ ! -d $BOX/log ]] || { mv "$BOX/log" "$BOX.failed" && echo "all logs, those of the pods too: $BOX.failed"; }
-  } >&2
+  } >&7
   take_down
   exit "$(($1 ? $1 : 1))"
 }
