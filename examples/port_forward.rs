@@ -87,16 +87,17 @@ async fn measure<T: fmt::Display>(
 }
 
 async fn opens(way: &Way) -> anyhow::Result<String> {
-    let mut times = Vec::new();
+    let (mut opens, mut echoes) = (Vec::new(), Vec::new());
     for _ in 0..30 {
         let begin = Instant::now();
         let mut stream = way.open(7003).await?;
+        opens.push(begin.elapsed());
         stream.write_all(b"x").await?;
         stream.flush().await?;
         stream.read_u8().await?;
-        times.push(begin.elapsed());
+        echoes.push(begin.elapsed() - opens[opens.len() - 1]);
     }
-    Ok(spread(times))
+    Ok(format!("{}; then {}", spread(opens), spread(echoes)))
 }
 
 async fn echoes(way: &Way, writes: usize) -> anyhow::Result<String> {
