@@ -1,7 +1,15 @@
 //! The Kubernetes side: who we are to the API server, the pod we start, the stream to its port.
+//!
+//! In order of use: [`client`] connects, [`delivery`] brings the server's program into the namespace,
+//! [`sshd_pod`] starts the pod, [`port_forward`] opens the stream to it. [`subnets`] asks which ranges to
+//! redirect. [`api_error`] and [`rights`] turn refusals into words.
 
+pub mod api_error;
 pub mod client;
 pub mod delivery;
+#[cfg(test)]
+mod fake_api;
 pub mod port_forward;
+pub mod rights;
 pub mod sshd_pod;
 pub mod subnets;

@@ -18,6 +18,13 @@
 //! takes any byte stream; `cluster` knows kube and nobody else.
 
 pub mod addr;
+pub mod app;
+pub mod cli;
 pub mod cluster;
+pub mod logging;
+pub mod privileged;
+pub mod privileges;
 pub mod proxy;
+pub mod report;
+pub mod shutdown;
 pub mod tunnel;

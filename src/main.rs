@@ -1,2 +1,48 @@
-//! x
-fn main() {}
+//! `kshuttle`: parse, start the helper, give up root, run, explain the end.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use kshuttle::cli::{Cli, Command};
+use kshuttle::privileged::{self, Elevation, Starting};
+use kshuttle::privileges::{self, Became};
+use kshuttle::report::{self, Steps};
+use kshuttle::{app, logging};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    logging::start(cli.cluster.verbose);
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => ExitCode::from(report::failure(&error)),
+    }
+}
+
+fn run(cli: &Cli) -> anyhow::Result<()> {
+    // No thread exists yet: rights belong to threads.
+    let helper = match cli.command {
+        None => Some(start_helper()?),
+        Some(Command::Socks(_)) => None,
+    };
+    match privileges::drop_all()? {
+        Became::RootWithoutCapabilities => Steps::default().say("running as root, without any capability"),
+        Became::User(name) => Steps::default().say(format_args!("running as {name}")),
+        Became::Unchanged => {}
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match (&cli.command, helper) {
+            (Some(Command::Socks(args)), _) => app::socks(&cli.cluster, args).await,
+            (None, Some(helper)) => app::redirect(&cli.cluster, &cli.redirect, helper).await,
+            (None, None) => unreachable!("redirecting started the helper above"),
+        }
+    })
+}
+
+fn start_helper() -> anyhow::Result<Starting> {
+    let elevation = privileged::elevation();
+    if elevation == Elevation::Sudo {
+        Steps::default().say("Putting redirect rules in needs root: `sudo kshuttle-helper` does only that.");
+    }
+    Ok(privileged::start(elevation)?)
+}

@@ -1,2 +1,55 @@
-//! x
-fn main() {}
+//! `kshuttle-sshd serve`: settings from the environment, serve, leave when idle or told to.
+
+use std::process::ExitCode;
+
+use kshuttle_sshd::server::Server;
+use kshuttle_sshd::settings::Settings;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Two are enough for encryption and copying to overlap; a node gives a pod little CPU.
+const WORKER_THREADS: usize = 2;
+
+fn main() -> ExitCode {
+    let filter =
+        EnvFilter::try_from_env("KSHUTTLE_LOG").unwrap_or_else(|_| EnvFilter::new("info,russh=warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(WORKER_THREADS).enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(serve()),
+        Err(error) => Err(error.into()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{}", chain(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve() -> Result<(), Box<dyn std::error::Error>> {
+    // As process 1 of its container it gets no default action for signals.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let server = Server::bind(Settings::read(|name| std::env::var(name).ok())?).await?;
+    tracing::info!(address = %server.address()?, version = env!("CARGO_PKG_VERSION"), "listening");
+    tokio::select! {
+        () = server.run() => {}
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

@@ -1,3 +1,6 @@
-//! x
+//! Tests that need nothing but loopback.
 
+mod openssh;
 mod port_forward;
+mod socks;
+mod tunnel;

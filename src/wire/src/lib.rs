@@ -1,1 +1,14 @@
-//! x
+//! What the laptop and the pod must agree on.
+//!
+//! Bottom up, as one connection's bytes see it:
+//!
+//! * [`ssh`]: algorithms, windows and names both SSH ends use.
+//! * [`write_queue`]: the adapter under SSH whose writes never wait.
+//! * [`flow`]: many TCP flows as HTTP/2 CONNECT streams in one SSH channel; [`flow::client`] on the laptop,
+//!   [`flow::server`] in the pod, [`flow::status`] the words for "could not connect".
+//! * [`relay`]: one socket and one flow joined, with half-close and reset kept apart.
+
+pub mod flow;
+pub mod relay;
+pub mod ssh;
+pub mod write_queue;

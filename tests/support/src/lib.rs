@@ -1,1 +1,19 @@
-//! x
+//! Shared by kshuttle's tests.
+
+pub mod net;
+pub mod sshd;
+
+use std::time::Duration;
+
+/// Runs `future`, and fails the test when it hangs. Nothing is measured with it.
+///
+/// # Panics
+/// When the future is not done within a minute.
+pub async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), future).await.expect("hangs")
+}
+
+/// Bytes that repeat nowhere near: a lost, doubled or swapped block shows.
+pub fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|i| (i * 31 + i / 251) as u8).collect()
+}

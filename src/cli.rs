@@ -1,0 +1,172 @@
+//! The command line: flags and their help. Pure; touches nothing.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::addr::Subnet;
+use crate::cluster::port_forward::Transport;
+
+/// Makes this machine behave as if it stood inside a Kubernetes cluster.
+#[derive(Debug, Parser)]
+#[command(
+    name = "kshuttle",
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = EXAMPLES,
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// What to do instead of redirecting.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// Redirecting, the main job.
+    #[command(flatten)]
+    pub redirect: RedirectArgs,
+
+    /// Which cluster, and the pod in it.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  kshuttle 10.96.0.0/12 10.244.0.0/16    Redirect these ranges into the cluster, until Ctrl-C
+  kshuttle                               The same, with the ranges the cluster tells
+  kshuttle 10.0.0.0/8 -x 10.1.0.0/16     All of 10/8 but the office network
+  kshuttle socks                         No root, no rules: a SOCKS5 proxy for ALL_PROXY
+  kshuttle --context prod -n tools       Another cluster, the pod in namespace `tools`";
+
+/// What to do instead of redirecting.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve SOCKS5 into the cluster; needs no root. Names are resolved in the cluster
+    #[command(after_help = "\
+Examples:
+  kshuttle socks &
+  curl -x socks5h://127.0.0.1:1080 http://hello.default.svc.cluster.local
+  ALL_PROXY=socks5h://127.0.0.1:1080 helm test my-release")]
+    Socks(SocksArgs),
+}
+
+/// Flags of redirecting.
+#[derive(Debug, Args)]
+pub struct RedirectArgs {
+    /// Ranges to redirect into the cluster; without any, those of its Services and pods
+    #[arg(value_name = "SUBNET")]
+    pub subnets: Vec<Subnet>,
+
+    /// Leave this range alone, even inside a SUBNET (may be given more than once)
+    #[arg(short = 'x', long, value_name = "SUBNET")]
+    pub exclude: Vec<Subnet>,
+}
+
+/// Flags of `kshuttle socks`.
+#[derive(Debug, Args)]
+pub struct SocksArgs {
+    /// Where to listen
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:1080")]
+    pub listen: SocketAddr,
+}
+
+/// Flags every command has, named as kubectl names them.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Cluster")]
+pub struct ClusterArgs {
+    /// Kubeconfig file; else the files in $KUBECONFIG, else ~/.kube/config
+    #[arg(long, global = true, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Context in the kubeconfig; else its current one
+    #[arg(long, global = true, value_name = "NAME")]
+    pub context: Option<String>,
+
+    /// Namespace for kshuttle's pod; else the context's, else `default`
+    #[arg(short, long, global = true, value_name = "NAME")]
+    pub namespace: Option<String>,
+
+    /// How to reach the pod through the API server: auto, websocket or spdy
+    #[arg(long, global = true, value_name = "WAY", default_value_t = Transport::Auto)]
+    pub transport: Transport,
+
+    /// Run this image as the pod's server, instead of delivering the server without an image
+    #[arg(long, global = true, value_name = "IMAGE")]
+    pub image: Option<String>,
+
+    /// Image on the nodes to carry the delivered server; nothing of it is used
+    #[arg(long, global = true, value_name = "IMAGE", conflicts_with = "image")]
+    pub carrier_image: Option<String>,
+
+    /// User id the pod runs as
+    #[arg(long, global = true, value_name = "UID")]
+    pub run_as_user: Option<i64>,
+
+    /// Time without a client after which the pod ends by itself, e.g. 90s or 5m
+    #[arg(long, global = true, value_name = "TIME", default_value = "5m", value_parser = duration)]
+    pub pod_idle: Duration,
+
+    /// Say more: -v what happens, -vv each connection, -vvv everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// A number with `s`, `m` or `h`, as Go and kubectl write short times.
+fn duration(text: &str) -> Result<Duration, String> {
+    let error = || "not a time like 90s, 5m or 1h".to_owned();
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(error)?;
+    let factor = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err(error()),
+    };
+    let seconds = number.parse::<u64>().ok().and_then(|n| n.checked_mul(factor)).ok_or_else(error)?;
+    if seconds == 0 { Err(error()) } else { Ok(Duration::from_secs(seconds)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn clap_accepts_the_definition() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_main_job_needs_no_word() {
+        let cli = Cli::parse_from(["kshuttle", "10.96.0.0/12", "fd00::/8", "-x", "10.96.0.1", "-n", "tools"]);
+        assert!(cli.command.is_none());
+        assert_eq!(cli.redirect.subnets.len(), 2);
+        assert_eq!(cli.redirect.exclude, ["10.96.0.1/32".parse().unwrap()]);
+        assert_eq!(cli.cluster.namespace.as_deref(), Some("tools"));
+    }
+
+    #[test]
+    fn cluster_flags_may_follow_the_word() {
+        let cli = Cli::parse_from(["kshuttle", "socks", "--listen", "127.0.0.1:0", "--context", "prod"]);
+        assert!(matches!(cli.command, Some(Command::Socks(_))));
+        assert_eq!(cli.cluster.context.as_deref(), Some("prod"));
+    }
+
+    #[test]
+    fn wrong_words_are_refused() {
+        for arguments in [&["10.0.0.0/40"][..], &["sock"], &["-x", "office"], &["--pod-idle", "0s"]] {
+            let line = std::iter::once("kshuttle").chain(arguments.iter().copied());
+            assert!(Cli::try_parse_from(line).is_err(), "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn times() {
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        for text in ["", "5", "m", "-1s", "5d", "1.5h", "9999999999999999999h", "ä"] {
+            assert!(duration(text).is_err(), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,320 @@
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::super::fake_api::{Answer, FakeApi};
+use super::wait::{StartFailure, State, judge};
+use super::*;
+
+const PODS: &str = "/api/v1/namespaces/dev/pods";
+
+fn options(program: Program) -> PodOptions {
+    PodOptions {
+        program,
+        run_as: RunAs::Default,
+        authorized_key: "ssh-ed25519 AAAA session".to_owned(),
+        idle: Duration::from_secs(300),
+        owner: "ada@laptop".to_owned(),
+        session: "1b2c".to_owned(),
+        start_time_max: START_TIME_MAX,
+    }
+}
+
+fn image() -> PodOptions {
+    options(Program::Image("example.org/sshd:1".to_owned()))
+}
+
+/// Pod `kshuttle-x` in this state.
+fn pod(status: Value) -> Value {
+    json!({
+        "kind": "Pod", "apiVersion": "v1",
+        "metadata": {"name": "kshuttle-x", "namespace": "dev", "uid": "u1", "resourceVersion": "7"},
+        "spec": {"nodeName": "n1", "containers": []}, "status": status
+    })
+}
+
+fn container(state: Value) -> Value {
+    json!({"phase": "Pending", "containerStatuses": [{
+        "name": "sshd", "image": "example.org/sshd:1", "imageID": "", "ready": false, "restartCount": 0,
+        "state": state
+    }]})
+}
+
+fn waiting(reason: &str, message: &str) -> Value {
+    container(json!({"waiting": {"reason": reason, "message": message}}))
+}
+
+fn unschedulable() -> Value {
+    json!({"phase": "Pending", "conditions": [{
+        "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes are available"
+    }]})
+}
+
+fn running() -> Value {
+    let mut status = container(json!({"running": {}}));
+    status["phase"] = "Running".into();
+    status
+}
+
+fn created() -> Answer {
+    Answer::ok("POST", pod(json!({})))
+}
+
+async fn start(script: Vec<Answer>) -> (FakeApi, SshdPod) {
+    let api = FakeApi::start([created()].into_iter().chain(script)).await;
+    let pod = create(&api.cluster, &image(), |_| {}).await.unwrap();
+    (api, pod)
+}
+
+fn start_failure(error: PodError) -> StartFailure {
+    match error {
+        PodError::Start { source, .. } => source,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn judged(status: Value) -> State {
+    judge(&serde_json::from_value(pod(status)).unwrap())
+}
+
+#[test]
+fn what_will_not_start_is_known_at_once() {
+    for reason in ["ErrImagePull", "ErrImageNeverPull", "ImagePullBackOff", "InvalidImageName"] {
+        let State::Failed(failure) = judged(waiting(reason, "no such host")) else { panic!("{reason}") };
+        let expected = format!("image example.org/sshd:1 is not to be had ({reason}): no such host");
+        assert_eq!(failure.to_string(), expected);
+    }
+    for reason in ["CreateContainerConfigError", "CrashLoopBackOff", "RunContainerError"] {
+        let State::Failed(failure) = judged(waiting(reason, "why")) else { panic!("{reason}") };
+        assert_eq!(failure.to_string(), format!("its container cannot be started ({reason}): why"));
+    }
+    let no_exec = json!({"terminated": {"exitCode": 128, "reason": "StartError", "message": "exec: permission denied"}});
+    assert!(matches!(judged(container(no_exec)), State::Failed(StartFailure::Container { .. })));
+    let evicted = json!({"phase": "Failed", "reason": "Evicted", "message": "low on memory"});
+    let State::Failed(failure) = judged(evicted) else { panic!() };
+    assert_eq!(failure.to_string(), "it was given up (Evicted): low on memory");
+}
+
+#[test]
+fn an_ended_program_is_explained_by_its_words_or_its_status() {
+    let ended = |code: i32, message: &str| {
+        let state = json!({"terminated": {"exitCode": code, "reason": "Error", "message": message}});
+        match judged(container(state)) {
+            State::Failed(failure) => failure.to_string(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(ended(1, "a line\nthe last line\n"), "its program ended with status 1: the last line");
+    assert!(ended(113, "").contains("not what was uploaded"));
+    assert_eq!(ended(7, ""), "its program ended with status 7");
+}
+
+#[test]
+fn waiting_is_told_in_words() {
+    let words = |status| match judged(status) {
+        State::Waiting(words) => words,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(words(waiting("ContainerCreating", "")), "for its container (image example.org/sshd:1)");
+    assert_eq!(words(json!({"phase": "Pending"})), "for node n1 to take it");
+    let gated =
+        json!({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}]});
+    assert_eq!(words(gated), "for the scheduler (SchedulingGated)");
+    assert_eq!(judged(running()), State::Running);
+    assert!(matches!(judged(unschedulable()), State::Unschedulable(_)));
+}
+
+#[tokio::test]
+async fn the_program_is_delivered_and_the_choice_of_image_told() {
+    let payload = Payload::for_test(4);
+    let api = FakeApi::start([
+        Answer::ok("GET /api/v1/namespaces/dev/configmaps", json!({"metadata": {}})),
+        Answer::ok("GET /api/v1/namespaces/dev/configmaps", json!({"metadata": {}})),
+        Answer::ok("GET /api/v1/namespaces/dev/configmaps", payload.loader_object()),
+        Answer::refusal("GET /api/v1/nodes", 403, "Forbidden", "nodes is forbidden"),
+        Answer::refusal("GET /api/v1/namespaces/dev/pods", 403, "Forbidden", "pods is forbidden"),
+        created(),
+    ])
+    .await;
+    let mut said = Vec::new();
+    let program = Program::Delivered { payload, carrier: None };
+    let pod = create(&api.cluster, &options(program), |line| said.push(line.to_owned())).await.unwrap();
+    assert_eq!((pod.name(), pod.namespace(), pod.uid()), ("kshuttle-x", "dev", "u1"));
+    assert_eq!(said.len(), 1);
+    assert!(
+        said[0].starts_with("the pod is made of image registry.k8s.io/pause:3.10 (a well-known one"),
+        "{said:?}"
+    );
+    let sent = api.asked().last().unwrap().body["spec"].clone();
+    assert_eq!(sent["containers"][0]["imagePullPolicy"], "IfNotPresent");
+    assert_eq!(sent["securityContext"]["runAsUser"], 65532);
+}
+
+#[tokio::test]
+async fn openshift_assigns_the_user_itself() {
+    let refusal = "pods \"kshuttle-\" is forbidden: unable to validate against any security context constraint: \
+                   [provider restricted-v2: .containers[0].runAsUser: Invalid value: 65532: must be in the ranges]";
+    let api = FakeApi::start([Answer::refusal("POST", 403, "Forbidden", refusal), created()]).await;
+    let mut said = Vec::new();
+    create(&api.cluster, &image(), |line| said.push(line.to_owned())).await.unwrap();
+    assert!(said[0].contains("OpenShift"), "{said:?}");
+    let asked = api.asked();
+    assert_eq!(asked[0].body["spec"]["securityContext"]["runAsUser"], 65532);
+    assert_eq!(asked[1].body["spec"]["securityContext"]["runAsUser"], Value::Null);
+
+    // A user that was asked for is not exchanged behind one's back.
+    let api = FakeApi::start([Answer::refusal("POST", 403, "Forbidden", refusal)]).await;
+    let mut own = image();
+    own.run_as = RunAs::Uid(1000);
+    let error = create(&api.cluster, &own, |_| {}).await.unwrap_err();
+    assert!(matches!(error.api_error(), Some(ApiError::Policy(_))), "{error:?}");
+}
+
+#[tokio::test]
+async fn refusals_keep_their_kind() {
+    let right = "pods is forbidden: User \"eve\" cannot create resource \"pods\" in API group \"\" in the namespace \"dev\"";
+    let api = FakeApi::start([Answer::refusal("POST", 403, "Forbidden", right)]).await;
+    let error = create(&api.cluster, &image(), |_| {}).await.unwrap_err();
+    assert!(error.role_yaml().unwrap().contains("name: \"eve\""));
+    assert_eq!(error.to_string(), "cannot create a pod in namespace `dev`");
+
+    let quota = "pods \"x\" is forbidden: exceeded quota: q, requested: pods=1";
+    let api = FakeApi::start([Answer::refusal("POST", 403, "Forbidden", quota)]).await;
+    let error = create(&api.cluster, &image(), |_| {}).await.unwrap_err();
+    assert!(matches!(error.api_error(), Some(ApiError::Quota(_))) && error.role_yaml().is_none());
+}
+
+#[tokio::test]
+async fn the_start_is_followed_by_one_watch() {
+    let (api, pod_) = start(vec![
+        Answer::ok("GET /api/v1/namespaces/dev/pods/kshuttle-x", pod(json!({"phase": "Pending"}))),
+        Answer::watch(
+            "GET /api/v1/namespaces/dev/pods?",
+            vec![
+                ("MODIFIED", pod(waiting("ContainerCreating", ""))),
+                (
+                    "BOOKMARK",
+                    json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"resourceVersion": "8"}}),
+                ),
+                ("MODIFIED", pod(waiting("ContainerCreating", ""))),
+                ("MODIFIED", pod(running())),
+            ],
+            true,
+        ),
+    ])
+    .await;
+    let mut said = Vec::new();
+    pod_.wait_running(|line| said.push(line.to_owned())).await.unwrap();
+    assert_eq!(
+        said,
+        ["waiting for node n1 to take it", "waiting for its container (image example.org/sshd:1)"]
+    );
+    let watch = &api.asked()[2].line;
+    assert!(
+        watch.contains("fieldSelector=metadata.name%3Dkshuttle-x") && watch.contains("resourceVersion=7"),
+        "{watch}"
+    );
+    assert!(watch.starts_with(&format!("GET {PODS}?")), "{watch}");
+}
+
+#[tokio::test]
+async fn a_watch_that_ends_or_is_forbidden_is_no_end() {
+    let get = "GET /api/v1/namespaces/dev/pods/kshuttle-x";
+    let gone =
+        json!({"kind": "Status", "apiVersion": "v1", "code": 410, "reason": "Expired", "message": "old"});
+    let (api, pod_) = start(vec![
+        Answer::ok(get, pod(json!({"phase": "Pending"}))),
+        Answer::watch("GET /api/v1/namespaces/dev/pods?", vec![("ERROR", gone)], false),
+        Answer::ok(get, pod(json!({"phase": "Pending"}))),
+        Answer::refusal("GET /api/v1/namespaces/dev/pods?", 403, "Forbidden", "no watch"),
+        Answer::ok(get, pod(running())),
+    ])
+    .await;
+    pod_.wait_running(|_| {}).await.unwrap();
+    assert_eq!(api.left(), 0);
+}
+
+#[tokio::test]
+async fn deletion_and_a_stranger_of_the_same_name_end_the_waiting() {
+    let get = "GET /api/v1/namespaces/dev/pods/kshuttle-x";
+    let (_api, pod_) = start(vec![
+        Answer::ok(get, pod(json!({"phase": "Pending"}))),
+        Answer::watch("GET /api/v1/namespaces/dev/pods?", vec![("DELETED", pod(json!({})))], true),
+    ])
+    .await;
+    assert_eq!(start_failure(pod_.wait_running(|_| {}).await.unwrap_err()), StartFailure::Deleted);
+
+    let mut other = pod(running());
+    other["metadata"]["uid"] = "u2".into();
+    let (_api, pod_) = start(vec![Answer::ok(get, other)]).await;
+    assert_eq!(start_failure(pod_.wait_running(|_| {}).await.unwrap_err()), StartFailure::Deleted);
+}
+
+#[tokio::test]
+async fn a_full_cluster_costs_a_third_of_the_time() {
+    let mut script = vec![Answer::ok("GET /api/v1/namespaces/dev/pods/kshuttle-x", pod(unschedulable()))];
+    script.push(Answer::watch("GET /api/v1/namespaces/dev/pods?", vec![], true));
+    let api = FakeApi::start([created()].into_iter().chain(script)).await;
+    let mut quick = image();
+    quick.start_time_max = Duration::from_secs(3);
+    let pod_ = create(&api.cluster, &quick, |_| {}).await.unwrap();
+    let failure = start_failure(pod_.wait_running(|_| {}).await.unwrap_err());
+    assert_eq!(failure, StartFailure::Unschedulable("0/1 nodes are available".to_owned()));
+}
+
+#[tokio::test]
+async fn too_slow_says_for_what_it_waited_and_what_the_events_say() {
+    let events = json!({"kind": "EventList", "apiVersion": "v1", "metadata": {}, "items": [
+        {"metadata": {}, "involvedObject": {}, "message": "MountVolume.SetUp failed"}]});
+    let api = FakeApi::start([
+        created(),
+        Answer::ok("GET /api/v1/namespaces/dev/pods/kshuttle-x", pod(waiting("ContainerCreating", ""))),
+        Answer::watch("GET /api/v1/namespaces/dev/pods?", vec![], true),
+        Answer::ok("GET /api/v1/namespaces/dev/events", events),
+    ])
+    .await;
+    let mut quick = image();
+    quick.start_time_max = Duration::from_millis(300);
+    let pod_ = create(&api.cluster, &quick, |_| {}).await.unwrap();
+    let words = start_failure(pod_.wait_running(|_| {}).await.unwrap_err()).to_string();
+    assert!(words.contains("for its container") && words.ends_with("; MountVolume.SetUp failed"), "{words}");
+}
+
+#[tokio::test]
+async fn deleting_names_the_uid_and_forgives_what_is_gone() {
+    let delete = "DELETE /api/v1/namespaces/dev/pods/kshuttle-x";
+    let (api, pod_) = start(vec![
+        Answer::ok(delete, pod(json!({}))),
+        Answer::refusal(delete, 404, "NotFound", "pods \"kshuttle-x\" not found"),
+        Answer::refusal(delete, 409, "Conflict", "the UID in the precondition (u1) does not match"),
+        Answer::refusal(delete, 500, "InternalError", "broken"),
+    ])
+    .await;
+    for _ in 0..3 {
+        pod_.delete().await.unwrap();
+    }
+    assert!(matches!(pod_.delete().await, Err(PodError::Delete { .. })));
+    let body = &api.asked()[1].body;
+    assert_eq!((&body["preconditions"]["uid"], &body["gracePeriodSeconds"]), (&json!("u1"), &json!(1)));
+}
+
+#[tokio::test]
+async fn only_ended_pods_of_the_same_owner_are_reaped() {
+    let item = |name: &str, owner: &str, phase: &str| {
+        json!({"metadata": {"name": name, "uid": name, "annotations": {"kshuttle.dev/owner": owner}},
+               "status": {"phase": phase}})
+    };
+    let list = json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": [
+        item("a", "ada@laptop", "Succeeded"), item("b", "ada@laptop", "Running"), item("c", "bob@laptop", "Failed"),
+        item("d", "ada@laptop", "Failed")]});
+    let api = FakeApi::start([
+        Answer::ok("GET", list),
+        Answer::ok("DELETE /api/v1/namespaces/dev/pods/a", pod(json!({}))),
+        Answer::ok("DELETE /api/v1/namespaces/dev/pods/d", pod(json!({}))),
+        Answer::refusal("GET", 403, "Forbidden", "no list"),
+    ])
+    .await;
+    assert_eq!(reap_finished(&api.cluster, "ada@laptop").await, 2);
+    assert_eq!(reap_finished(&api.cluster, "ada@laptop").await, 0);
+    assert_eq!(api.left(), 0);
+}

@@ -1,0 +1,257 @@
+//! The user side of the root helper: start it, give it the plan, hear of its end.
+//!
+//! The conversation is the crate `kshuttle-helper`'s; closing our end of it, however we end, makes the helper undo.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use kshuttle_helper::protocol::{self, Frames, Plan, Reply, Request, UndoReport};
+use nix::unistd::geteuid;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+/// Name of the helper's executable; it stands beside ours.
+const PROGRAM: &str = "kshuttle-helper";
+
+/// Time for the rules to stand: a handful of system calls and two runs of `nft`.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Time for an orderly undo: the helper itself waits up to 2 s for connections to end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time for a helper that was started as root to speak; through sudo a person may have to type a password first.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time for sudo to get its password; its own limit (`passwd_timeout`) is 5 min a try.
+const PASSWORD_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+
+/// Why nothing is redirected.
+#[derive(Debug, thiserror::Error)]
+pub enum PrivilegedError {
+    /// The installation is incomplete.
+    #[error("find the helper {}", .0.display())]
+    Missing(PathBuf),
+    /// Not root, and no way to become it.
+    #[error("become root for the redirect rules: `sudo` is not installed")]
+    NoSudo,
+    /// The helper, or sudo, did not start.
+    #[error("start {program}")]
+    Start {
+        /// What was started.
+        program: String,
+        /// Its cause.
+        #[source]
+        source: io::Error,
+    },
+    /// sudo refused, or the helper ended.
+    #[error("the helper ended before it said anything")]
+    Refused,
+    /// The helper ended in the middle of the conversation.
+    #[error("the helper ended unexpectedly")]
+    Ended,
+    /// Reading from or writing to it failed.
+    #[error("talk to the helper")]
+    Talk(#[source] io::Error),
+    /// It said something we do not understand.
+    #[error("understand the helper")]
+    Protocol(#[source] protocol::Error),
+    /// Another version than ours.
+    #[error("the helper speaks protocol {theirs}, this program {}", protocol::VERSION)]
+    Version {
+        /// The helper's protocol version.
+        theirs: u32,
+    },
+    /// It does not answer.
+    #[error("no answer from the helper within {} s", .0.as_secs())]
+    Silent(Duration),
+    /// It could not redirect; everything it had done is undone.
+    #[error("redirect ({step}): {message}")]
+    Failed {
+        /// Which part failed.
+        step: String,
+        /// The helper's words.
+        message: String,
+    },
+}
+
+/// A helper that was started and has not spoken yet. Started before anything else, so that a password is asked for
+/// first and the rest of the program can give up root.
+pub struct Starting {
+    conversation: StdUnixStream,
+    child: Child,
+    hello: Duration,
+}
+
+/// How the helper gets its rights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Elevation {
+    /// We are root: it is started as we are.
+    Root,
+    /// By sudo, which may ask for a password.
+    Sudo,
+}
+
+/// How a helper would be started now.
+pub fn elevation() -> Elevation {
+    if geteuid().is_root() { Elevation::Root } else { Elevation::Sudo }
+}
+
+/// Starts the helper. Single-threaded callers only: nothing here needs a runtime.
+///
+/// # Errors
+/// When it is not installed or cannot be started.
+pub fn start(elevation: Elevation) -> Result<Starting, PrivilegedError> {
+    let helper = beside_us()?;
+    let (ours, theirs) = StdUnixStream::pair().map_err(start_error(&helper))?;
+    let output = theirs.try_clone().map_err(start_error(&helper))?;
+    let (program, mut command, hello) = match elevation {
+        Elevation::Root => (helper.clone(), Command::new(&helper), HELLO_TIMEOUT),
+        Elevation::Sudo => {
+            let sudo = in_path("sudo").ok_or(PrivilegedError::NoSudo)?;
+            let mut command = Command::new(&sudo);
+            command.arg("--").arg(&helper);
+            (sudo, command, PASSWORD_TIMEOUT)
+        }
+    };
+    // One socket pair as both ends, as sudo leaves what is no terminal alone. stderr stays ours: sudo's prompt and
+    // the helper's last words.
+    let child = command
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::from(OwnedFd::from(output)))
+        .spawn()
+        .map_err(start_error(&program))?;
+    Ok(Starting { conversation: ours, child, hello })
+}
+
+fn start_error(program: &Path) -> impl Fn(io::Error) -> PrivilegedError {
+    let program = program.display().to_string();
+    move |source| PrivilegedError::Start { program: program.clone(), source }
+}
+
+fn beside_us() -> Result<PathBuf, PrivilegedError> {
+    let here = std::env::current_exe().map_err(start_error(Path::new(PROGRAM)))?;
+    let helper = here.with_file_name(PROGRAM);
+    if helper.is_file() { Ok(helper) } else { Err(PrivilegedError::Missing(helper)) }
+}
+
+fn in_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
+}
+
+impl Starting {
+    /// Waits for the helper's first words. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// When it ends, does not speak, or is of another version.
+    pub async fn hello(self) -> Result<Helper, PrivilegedError> {
+        let limit = self.hello;
+        self.conversation.set_nonblocking(true).map_err(PrivilegedError::Talk)?;
+        let stream = UnixStream::from_std(self.conversation).map_err(PrivilegedError::Talk)?;
+        let mut helper = Helper { stream, frames: Frames::default(), child: Some(self.child) };
+        match helper.reply(limit).await {
+            Ok(Reply::Hello { protocol: protocol::VERSION, .. }) => Ok(helper),
+            Ok(Reply::Hello { protocol, .. }) => Err(PrivilegedError::Version { theirs: protocol }),
+            Ok(Reply::Failed { step, message }) => Err(PrivilegedError::Failed { step, message }),
+            Ok(_) | Err(PrivilegedError::Ended) => Err(PrivilegedError::Refused),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// A running helper. Dropping it makes it undo.
+pub struct Helper {
+    stream: UnixStream,
+    frames: Frames,
+    child: Option<Child>,
+}
+
+/// The rules stand.
+#[derive(Debug, Clone)]
+pub struct Redirected {
+    /// Who redirects: `nft`.
+    pub method: String,
+    /// The table's name.
+    pub table: String,
+}
+
+impl Helper {
+    /// Puts the rules in.
+    ///
+    /// # Errors
+    /// When it cannot; nothing is redirected then.
+    pub async fn apply(&mut self, plan: Plan) -> Result<Redirected, PrivilegedError> {
+        self.say(&Request::Plan(plan)).await?;
+        match self.reply(APPLY_TIMEOUT).await? {
+            Reply::Ready { method, table } => Ok(Redirected { method, table }),
+            Reply::Failed { step, message } => Err(PrivilegedError::Failed { step, message }),
+            _ => Err(PrivilegedError::Ended),
+        }
+    }
+
+    /// Returns when the helper has ended or failed by itself: from then on nothing is redirected.
+    pub async fn lost(&mut self) -> PrivilegedError {
+        loop {
+            match self.next().await {
+                Ok(Reply::Failed { step, message }) => return PrivilegedError::Failed { step, message },
+                Ok(_) => {}
+                Err(error) => return error,
+            }
+        }
+    }
+
+    /// Takes the rules out. The redirected connections must have been reset before.
+    ///
+    /// # Errors
+    /// When the helper is gone or does not answer; its input ends in any case, which makes it undo.
+    pub async fn stop(mut self) -> Result<UndoReport, PrivilegedError> {
+        self.say(&Request::Stop {}).await?;
+        loop {
+            match self.reply(STOP_TIMEOUT).await? {
+                Reply::Stopped { report } => return Ok(report),
+                Reply::Failed { step, message } => return Err(PrivilegedError::Failed { step, message }),
+                _ => {}
+            }
+        }
+    }
+
+    async fn say(&mut self, request: &Request) -> Result<(), PrivilegedError> {
+        let mut frame = Vec::new();
+        protocol::write(&mut frame, request).map_err(PrivilegedError::Protocol)?;
+        self.stream.write_all(&frame).await.map_err(PrivilegedError::Talk)
+    }
+
+    async fn reply(&mut self, limit: Duration) -> Result<Reply, PrivilegedError> {
+        tokio::time::timeout(limit, self.next()).await.unwrap_or(Err(PrivilegedError::Silent(limit)))
+    }
+
+    async fn next(&mut self) -> Result<Reply, PrivilegedError> {
+        let mut bytes = [0; 4096];
+        loop {
+            if let Some(reply) = self.frames.take().map_err(PrivilegedError::Protocol)? {
+                return Ok(reply);
+            }
+            match self.stream.read(&mut bytes).await {
+                Ok(0) => return Err(PrivilegedError::Ended),
+                Ok(length) => self.frames.push(&bytes[..length]),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    return Err(PrivilegedError::Ended);
+                }
+                Err(error) => return Err(PrivilegedError::Talk(error)),
+            }
+        }
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        // Its input ends now. Waiting for the process keeps no zombie while we live on; after us, init does it.
+        if let Some(mut child) = self.child.take() {
+            std::thread::spawn(move || child.wait());
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! What people see: steps while starting, errors with their causes and a hint, exit codes. Nothing else prints.
+
+use std::error::Error as StdError;
+use std::fmt::Display;
+use std::io::{IsTerminal, Write};
+use std::time::Instant;
+
+use crate::app::Interrupted;
+use crate::cluster::client::ClusterError;
+use crate::cluster::delivery::DeliveryError;
+use crate::cluster::port_forward::PortForwardError;
+use crate::cluster::sshd_pod::PodError;
+use crate::privileged::PrivilegedError;
+
+/// Exit codes; documented in `docs/exit-codes.md`. clap itself ends with 2 on wrong usage.
+pub mod exit {
+    /// Anything without a code of its own.
+    pub const FAILURE: u8 = 1;
+    /// The cluster cannot be reached, or there is no usable kubeconfig.
+    pub const UNREACHABLE: u8 = 3;
+    /// The cluster refuses us.
+    pub const NOT_PERMITTED: u8 = 4;
+    /// The pod did not start.
+    pub const POD: u8 = 5;
+    /// The helper could not be started as root.
+    pub const NO_HELPER: u8 = 6;
+    /// The rules could not be put in, or were lost.
+    pub const REDIRECT: u8 = 7;
+}
+
+/// Prints one line per finished step with its time. Lines go to standard error, like ssh's and sshuttle's.
+pub struct Steps {
+    started: Instant,
+    last: Instant,
+    waiting: bool,
+}
+
+impl Default for Steps {
+    fn default() -> Self {
+        let now = Instant::now();
+        Self { started: now, last: now, waiting: false }
+    }
+}
+
+impl Steps {
+    /// `what` is done; `detail` says how.
+    pub fn done(&mut self, what: &str, detail: impl Display) {
+        let seconds = self.last.elapsed().as_secs_f64();
+        self.last = Instant::now();
+        self.line(format_args!("  {what:<9} {detail}  ({seconds:.2} s)"));
+    }
+
+    /// The next step begins now, not where the last one ended.
+    pub fn restart(&mut self) {
+        self.last = Instant::now();
+    }
+
+    /// What is being waited for. On a terminal the next line takes its place.
+    pub fn waiting(&mut self, why: &str) {
+        if std::io::stderr().is_terminal() {
+            print(format_args!("\r\x1b[K  …         {why}"));
+            self.waiting = true;
+        } else {
+            self.line(format_args!("  …         {why}"));
+        }
+    }
+
+    /// Something the user should know, in a line of its own.
+    pub fn say(&mut self, text: impl Display) {
+        self.line(format_args!("{text}"));
+    }
+
+    /// Everything is up.
+    pub fn ready(&mut self, text: impl Display) {
+        let seconds = self.started.elapsed().as_secs_f64();
+        self.line(format_args!("ready in {seconds:.1} s: {text}"));
+    }
+
+    fn line(&mut self, text: std::fmt::Arguments<'_>) {
+        if std::mem::take(&mut self.waiting) {
+            print(format_args!("\r\x1b[K"));
+        }
+        print(format_args!("{text}\n"));
+    }
+}
+
+/// Prints why the program ends and what to do about it; returns the exit code.
+pub fn failure(error: &anyhow::Error) -> u8 {
+    if let Some(Interrupted(stop)) = error.downcast_ref() {
+        return stop.exit_code();
+    }
+    print(format_args!("error: {}\n", chain(error.as_ref())));
+    for cause in error.chain() {
+        if let Some(hint) = hint(cause) {
+            print(format_args!("\nhint: {hint}\n"));
+            break;
+        }
+    }
+    error.chain().find_map(exit_code).unwrap_or(exit::FAILURE)
+}
+
+/// An error and its causes in one line. A cause that its parent's words contain already is left out.
+pub fn chain(error: &(dyn StdError + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let words = error.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// A person who closed the terminal cannot read; that is no reason to fail.
+fn print(text: std::fmt::Arguments<'_>) {
+    let _ = std::io::stderr().lock().write_fmt(text);
+}
+
+fn exit_code(cause: &(dyn StdError + 'static)) -> Option<u8> {
+    if let Some(error) = cause.downcast_ref::<ClusterError>() {
+        return Some(match error {
+            ClusterError::Unauthorized { .. } | ClusterError::Forbidden { .. } => exit::NOT_PERMITTED,
+            _ => exit::UNREACHABLE,
+        });
+    }
+    if let Some(error) = cause.downcast_ref::<PrivilegedError>() {
+        return Some(match error {
+            PrivilegedError::Failed { .. } | PrivilegedError::Ended => exit::REDIRECT,
+            _ => exit::NO_HELPER,
+        });
+    }
+    if let Some(error) = cause.downcast_ref::<DeliveryError>() {
+        return Some(if error.missing_right().is_some() { exit::NOT_PERMITTED } else { exit::POD });
+    }
+    if let Some(error) = cause.downcast_ref::<PodError>() {
+        return Some(if error.missing_right().is_some() { exit::NOT_PERMITTED } else { exit::POD });
+    }
+    if let Some(PortForwardError::Unauthorized { .. } | PortForwardError::Forbidden { .. }) =
+        cause.downcast_ref()
+    {
+        return Some(exit::NOT_PERMITTED);
+    }
+    None
+}
+
+fn hint(cause: &(dyn StdError + 'static)) -> Option<String> {
+    if let Some(error) = cause.downcast_ref::<ClusterError>() {
+        return Some(match error {
+            ClusterError::KubeconfigMissing(_) => "name one with --kubeconfig FILE or $KUBECONFIG".into(),
+            ClusterError::NoContext { .. } | ClusterError::ContextNotFound { .. } => {
+                "choose one with --context NAME; `kubectl config get-contexts` lists them".into()
+            }
+            ClusterError::Unreachable { .. } => "check that `kubectl get --raw /version` works here".into(),
+            ClusterError::Unauthorized { .. } => {
+                "log in again; `kubectl auth whoami` shows who you are".into()
+            }
+            _ => return None,
+        });
+    }
+    if let Some(error) = cause.downcast_ref::<PrivilegedError>() {
+        return Some(match error {
+            PrivilegedError::Missing(_) => "install `kshuttle-helper` beside `kshuttle`".into(),
+            PrivilegedError::NoSudo | PrivilegedError::Refused => {
+                "run `kshuttle` as root, or use `kshuttle socks`, which needs no root".into()
+            }
+            PrivilegedError::Version { .. } => {
+                "install `kshuttle` and `kshuttle-helper` of the same version".into()
+            }
+            PrivilegedError::Failed { step, .. } if step == "nft" => {
+                "install nftables (`apt-get install nftables`), or use `kshuttle socks`".into()
+            }
+            _ => return None,
+        });
+    }
+    None
+}

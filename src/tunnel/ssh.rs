@@ -1,0 +1,161 @@
+//! One SSH session with our pod, and the flows in it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kshuttle_wire::flow::Flow;
+use kshuttle_wire::flow::client::{FlowClient, OpenError};
+use kshuttle_wire::{ssh, write_queue};
+use russh::client::{self, DisconnectReason, Handle};
+use russh::keys::{PrivateKeyWithHashAlg, PublicKeyOrCertificate};
+use russh::{ChannelMsg, Disconnect};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
+
+use super::Connect;
+use super::identity::{HostKey, Identity};
+use crate::addr::Target;
+
+/// Time for key exchange, login and the flows channel: six round trips and two key operations, also over a bad line.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// User name sent; the pod looks at the key only.
+const USER: &str = "kshuttle";
+
+/// An open session. Cheap to clone; ends when [`close`](Self::close)d or with its stream.
+#[derive(Clone)]
+pub struct Session {
+    handle: Arc<Handle<Peer>>,
+    flows: FlowClient,
+    ended: CancellationToken,
+}
+
+/// Why there is no session.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The stream ended or the two ends share no algorithm.
+    #[error("set up SSH with the pod")]
+    Handshake(#[source] russh::Error),
+    /// Another key than at the first connection: this is not the pod we started.
+    #[error("the pod shows another host key than before")]
+    HostKey,
+    /// The pod does not accept this run's key.
+    #[error("the pod refused this session's key")]
+    KeyRefused,
+    /// The server is no server of ours, or a newer one.
+    #[error("the pod's SSH server does not offer `{}`", ssh::FLOWS_SUBSYSTEM)]
+    NoFlows,
+    /// HTTP/2 did not start.
+    #[error("start flows in the SSH session")]
+    Flows(#[source] OpenError),
+    /// Too slow or silent.
+    #[error("no complete SSH handshake within {} s", HANDSHAKE_TIMEOUT.as_secs())]
+    Timeout,
+}
+
+impl Session {
+    /// Logs in over `stream` and starts flows.
+    ///
+    /// # Errors
+    /// See [`SessionError`].
+    pub async fn start<S>(stream: S, identity: &Identity, host_key: &HostKey) -> Result<Self, SessionError>
+    where
+        S: AsyncRead + AsyncWrite + Send + 'static,
+    {
+        let handshake = Self::handshake(stream, identity, host_key);
+        tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await.unwrap_or(Err(SessionError::Timeout))
+    }
+
+    async fn handshake<S>(stream: S, identity: &Identity, host_key: &HostKey) -> Result<Self, SessionError>
+    where
+        S: AsyncRead + AsyncWrite + Send + 'static,
+    {
+        let ended = CancellationToken::new();
+        let peer = Peer { host_key: host_key.clone(), ended: ended.clone() };
+        let mut handle = client::connect_stream(Arc::new(config()), write_queue::decouple(stream), peer)
+            .await
+            .map_err(|error| match error {
+                russh::Error::UnknownKey => SessionError::HostKey,
+                error => SessionError::Handshake(error),
+            })?;
+        let key = PrivateKeyWithHashAlg::new(identity.private_key(), None);
+        let login = handle.authenticate_publickey(USER, key).await.map_err(SessionError::Handshake)?;
+        if !login.success() {
+            return Err(SessionError::KeyRefused);
+        }
+        let mut channel = handle.channel_open_session().await.map_err(SessionError::Handshake)?;
+        channel.request_subsystem(true, ssh::FLOWS_SUBSYSTEM).await.map_err(SessionError::Handshake)?;
+        loop {
+            match channel.wait().await {
+                Some(ChannelMsg::Success) => break,
+                Some(ChannelMsg::WindowAdjusted { .. }) => {}
+                _ => return Err(SessionError::NoFlows),
+            }
+        }
+        let flows = FlowClient::start(channel.into_stream()).await.map_err(SessionError::Flows)?;
+        Ok(Self { handle: Arc::new(handle), flows, ended })
+    }
+
+    /// Returns when the session has ended, whoever ended it. Its flows have then been reset.
+    pub async fn ended(&self) {
+        tokio::select! {
+            () = self.ended.cancelled() => {}
+            () = self.flows.closed().cancelled() => {}
+        }
+    }
+
+    /// Says goodbye; the pod resets what is still open.
+    pub async fn close(&self) {
+        // Fails when the session is over already.
+        let _ = self.handle.disconnect(Disconnect::ByApplication, "", "").await;
+    }
+}
+
+impl Connect for Session {
+    async fn connect(&self, target: &Target) -> Result<Flow, OpenError> {
+        self.flows.open(&target.to_string()).await
+    }
+}
+
+fn config() -> client::Config {
+    client::Config {
+        limits: ssh::limits(),
+        window_size: ssh::WINDOW,
+        maximum_packet_size: ssh::MAX_PACKET,
+        channel_buffer_size: ssh::CHANNEL_BUFFER,
+        preferred: ssh::preferred(),
+        inactivity_timeout: None, // keep-alives find a dead peer; an idle session is a session
+        keepalive_interval: Some(ssh::KEEPALIVE_INTERVAL),
+        keepalive_max: ssh::KEEPALIVE_MAX,
+        ..Default::default()
+    }
+}
+
+/// The pod as russh asks about it.
+struct Peer {
+    host_key: HostKey,
+    ended: CancellationToken,
+}
+
+impl client::Handler for Peer {
+    type Error = russh::Error;
+
+    async fn check_server_key(&mut self, key: &PublicKeyOrCertificate) -> Result<bool, Self::Error> {
+        Ok(match key {
+            PublicKeyOrCertificate::PublicKey { key, .. } => self.host_key.accepts(key),
+            PublicKeyOrCertificate::Certificate(_) => false, // our server has none
+        })
+    }
+
+    async fn disconnected(&mut self, reason: DisconnectReason<Self::Error>) -> Result<(), Self::Error> {
+        tracing::debug!(?reason, "SSH session ended");
+        self.ended.cancel();
+        Ok(())
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.ended.cancel(); // also when russh's task ended without saying so
+    }
+}

@@ -1,0 +1,191 @@
+//! TCP flows as HTTP/2 CONNECT streams (RFC 9113 §8.5) over one reliable byte stream.
+//!
+//! A flow's FIN is END_STREAM, its RST is RST_STREAM(CONNECT_ERROR); data sent before the answer travels with the
+//! opening. Only stream windows limit, never the connection's: a flow nobody reads holds back nobody else.
+
+pub mod client;
+pub mod server;
+pub mod status;
+
+use std::future::poll_fn;
+use std::io;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::ResponseFuture;
+use h2::{Reason, RecvStream, SendStream};
+
+pub use status::ConnectError;
+
+/// Bytes one flow's receiver has not read yet and may hold; the memory bound of a stuck flow at each end. 4 MiB gave
+/// no measurable speed.
+const STREAM_WINDOW: u32 = 1 << 20;
+
+/// The largest HTTP/2 allows (RFC 9113 §6.9.1): a finite connection window lets flows nobody reads stall all others.
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+
+/// Largest DATA frame in bytes: 16 KiB is measurably slower, above 64 KiB nothing is gained.
+const MAX_FRAME: u32 = 64 << 10;
+
+/// Bytes a flow's sender may hand to HTTP/2 before it waits.
+const SEND_BUFFER: usize = 256 << 10;
+
+/// Flows one session may hold open. With [`STREAM_WINDOW`] each, stuck flows stay below [`CONNECTION_WINDOW`].
+pub const MAX_FLOWS: usize = 2_000;
+
+/// Denial limits of the h2 crate that ordinary load trips and that would end the whole session; the peer is our own,
+/// authenticated end, so they protect nobody here. Used by both builders, whose methods are alike but share no trait.
+macro_rules! tune {
+    ($builder:expr) => {
+        $builder
+            .initial_window_size($crate::flow::STREAM_WINDOW)
+            .initial_connection_window_size($crate::flow::CONNECTION_WINDOW)
+            .max_frame_size($crate::flow::MAX_FRAME)
+            .max_send_buffer_size($crate::flow::SEND_BUFFER)
+            // Default 1,024 per connection lifetime: data for a flow we reset counts (hyperium/h2#856).
+            .max_local_error_reset_streams(None)
+            // Defaults 50 and 1 s: how long and for how many reset flows late data is recognised.
+            .max_concurrent_reset_streams(10_000)
+            .reset_stream_duration($crate::flow::RESET_MEMORY)
+            .max_pending_accept_reset_streams(100_000)
+            // Default: half the connection window. Many small unread frames of one flow would end all of them.
+            .data_frame_budget(1 << 30)
+    };
+}
+pub(crate) use tune;
+
+/// How long late data of a reset flow is expected.
+const RESET_MEMORY: Duration = Duration::from_secs(30);
+
+/// Both directions of one open (or opening) TCP flow.
+pub struct Flow {
+    /// Bytes towards the peer.
+    pub send: FlowSend,
+    /// Bytes from the peer.
+    pub recv: FlowRecv,
+}
+
+/// Sending half of a [`Flow`]. Dropped before [`finish`](Self::finish), the peer sees a reset.
+pub struct FlowSend {
+    stream: SendStream<Bytes>,
+}
+
+/// Receiving half of a [`Flow`].
+pub struct FlowRecv {
+    state: RecvState,
+}
+
+enum RecvState {
+    Opening(ResponseFuture),
+    Open(RecvStream),
+}
+
+impl Flow {
+    fn opening(stream: SendStream<Bytes>, response: ResponseFuture) -> Self {
+        Self { send: FlowSend { stream }, recv: FlowRecv { state: RecvState::Opening(response) } }
+    }
+
+    fn open(stream: SendStream<Bytes>, recv: RecvStream) -> Self {
+        Self { send: FlowSend { stream }, recv: FlowRecv { state: RecvState::Open(recv) } }
+    }
+}
+
+impl FlowSend {
+    /// Sends all of `data`, waiting for the peer's window.
+    ///
+    /// # Errors
+    /// `ConnectionReset` when the peer reset the flow or the session ended.
+    pub async fn send(&mut self, mut data: Bytes) -> io::Result<()> {
+        while !data.is_empty() {
+            self.stream.reserve_capacity(data.len());
+            // `poll_capacity` reports only changes; what is assigned already must be asked for first.
+            let granted = match self.stream.capacity() {
+                0 => match poll_fn(|cx| self.stream.poll_capacity(cx)).await {
+                    Some(granted) => granted.map_err(ended)?,
+                    None => return Err(io::ErrorKind::ConnectionReset.into()),
+                },
+                granted => granted,
+            };
+            let part = data.split_to(granted.min(data.len()));
+            if !part.is_empty() {
+                self.stream.send_data(part, false).map_err(ended)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends the end of input (FIN); the other direction stays open.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub fn finish(&mut self) -> io::Result<()> {
+        self.stream.send_data(Bytes::new(), true).map_err(ended)
+    }
+
+    /// Resets the flow: the peer's socket gets RST.
+    pub fn reset(&mut self) {
+        self.stream.send_reset(Reason::CONNECT_ERROR);
+    }
+
+    /// Ready once the peer has reset the flow or the session ended. Never ready on an orderly end.
+    pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        match ready!(self.stream.poll_reset(cx)) {
+            // RFC 9113 §8.1: the peer has all it wants of our input; its answer is complete and still valid.
+            Ok(Reason::NO_ERROR) => Poll::Pending,
+            Ok(reason) => {
+                Poll::Ready(io::Error::new(io::ErrorKind::ConnectionReset, h2::Error::from(reason)))
+            }
+            Err(error) => Poll::Ready(ended(error)),
+        }
+    }
+}
+
+impl FlowRecv {
+    /// Waits until the far side is connected. Idempotent; [`data`](Self::data) does it by itself.
+    ///
+    /// # Errors
+    /// Why the pod could not connect, or that the session ended first.
+    pub async fn opened(&mut self) -> Result<(), ConnectError> {
+        if let RecvState::Opening(response) = &mut self.state {
+            let response = response.await.map_err(|error| ConnectError::Session(ended(error)))?;
+            status::read(&response)?;
+            self.state = RecvState::Open(response.into_body());
+        }
+        Ok(())
+    }
+
+    /// Next bytes, or `None` after the peer's FIN. The peer may send as much again as soon as
+    /// [`release`](Self::release) is told these are used.
+    ///
+    /// # Errors
+    /// The connect error as in [`opened`](Self::opened); `ConnectionReset` when the flow was reset or the session
+    /// ended: never a clean end.
+    pub async fn data(&mut self) -> Result<Option<Bytes>, ConnectError> {
+        self.opened().await?;
+        let RecvState::Open(stream) = &mut self.state else {
+            unreachable!("opened() left the opening state")
+        };
+        match stream.data().await {
+            Some(data) => data.map(Some).map_err(|error| ConnectError::Session(ended(error))),
+            None => Ok(None),
+        }
+    }
+
+    /// Tells that `bytes` received bytes are used up.
+    pub fn release(&mut self, bytes: usize) {
+        if let RecvState::Open(stream) = &mut self.state {
+            // Fails only for more than was received.
+            let _ = stream.flow_control().release_capacity(bytes);
+        }
+    }
+}
+
+/// Every way a flow can end badly looks like a reset to its user; the cause stays in `source()`.
+fn ended(error: h2::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionReset, error)
+}
+
+/// What an HTTP/2 connection may use as its byte stream.
+pub trait Stream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static {}
+impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static> Stream for T {}

@@ -1,0 +1,93 @@
+//! The pod's end: connects to what flows ask for.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use h2::server::SendResponse;
+use http::{Method, Request, Response};
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+
+use super::{ConnectError, Flow, MAX_FLOWS, Stream, status, tune};
+use crate::relay;
+
+/// How long a target may take to accept, names included. The kernel's own limit is over two minutes, longer than
+/// most applications wait; this leaves five tries of SYN (0, 1, 3, 7 and 15 s).
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Serves the flows of one session until its stream ends.
+///
+/// # Errors
+/// When the stream fails or the peer breaks HTTP/2; all its flows are reset then.
+pub async fn serve(stream: impl Stream) -> Result<(), h2::Error> {
+    let mut connection = tune!(h2::server::Builder::new()).handshake(stream).await?;
+    let room = Arc::new(Semaphore::new(MAX_FLOWS));
+    while let Some(request) = connection.accept().await {
+        let (request, respond) = request?;
+        let room = room.clone();
+        tokio::spawn(async move {
+            let _place = match room.try_acquire() {
+                Ok(place) => place,
+                Err(_) => return refuse(respond, &ConnectError::TooMany),
+            };
+            serve_flow(request, respond).await;
+        });
+    }
+    Ok(())
+}
+
+async fn serve_flow(request: Request<h2::RecvStream>, mut respond: SendResponse<bytes::Bytes>) {
+    let socket = match target(&request) {
+        // The laptop may give up while we still connect; then there is nobody to connect for.
+        Some((host, port)) => tokio::select! {
+            socket = connect(&host, port) => socket,
+            _ = std::future::poll_fn(|cx| respond.poll_reset(cx)) => return,
+        },
+        None => Err(ConnectError::BadTarget),
+    };
+    let socket = match socket {
+        Ok(socket) => socket,
+        Err(error) => return refuse(respond, &error),
+    };
+    let Ok(send) = respond.send_response(Response::new(()), false) else { return };
+    let flow = Flow::open(send, request.into_body());
+    if let Err(error) = relay::relay(socket, flow).await {
+        tracing::debug!(%error, "flow ended early");
+    }
+}
+
+fn refuse(mut respond: SendResponse<bytes::Bytes>, error: &ConnectError) {
+    // Fails when the session ended meanwhile: then there is nobody to tell.
+    let _ = respond.send_response(status::write(error), true);
+}
+
+/// Host and port of a CONNECT request; brackets of an IPv6 address taken off.
+fn target<B>(request: &Request<B>) -> Option<(String, u16)> {
+    let authority = request.uri().authority().filter(|_| request.method() == Method::CONNECT)?;
+    let host = authority.host();
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    Some((host.to_owned(), authority.port_u16()?))
+}
+
+/// Connects from the pod. A name's addresses are tried one after the other.
+///
+/// # Errors
+/// That of the last address tried.
+pub async fn connect(host: &str, port: u16) -> Result<TcpStream, ConnectError> {
+    let attempt = async {
+        let addresses: Vec<SocketAddr> =
+            tokio::net::lookup_host((host, port)).await.map_err(|_| ConnectError::UnknownName)?.collect();
+        let mut last = ConnectError::UnknownName;
+        for address in addresses {
+            match TcpStream::connect(address).await {
+                Ok(socket) => return Ok(socket),
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => last = ConnectError::TimedOut,
+                Err(error) => last = ConnectError::Refused(error),
+            }
+        }
+        Err(last)
+    };
+    tokio::time::timeout(CONNECT_TIMEOUT, attempt).await.unwrap_or(Err(ConnectError::TimedOut))
+}

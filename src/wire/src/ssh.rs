@@ -1,0 +1,49 @@
+//! SSH settings both ends share. Who may come in is the server's business, who we talk to the client's.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use russh::{Limits, Preferred, cipher};
+
+/// Subsystem (RFC 4254 §6.5) whose channel carries HTTP/2 flows. The part after `@` is the protocol's version.
+pub const FLOWS_SUBSYSTEM: &str = "kshuttle-flows@1";
+
+/// Software version in our server's identification string (RFC 4253 §4.2); tells our pod from a stock server.
+pub const SERVER_ID: &str = concat!("SSH-2.0-kshuttle_", env!("CARGO_PKG_VERSION"));
+
+/// Receive window of a channel, in bytes. One channel carries every flow, so this is also what may queue in the
+/// path before a short answer: 1 MiB costs no throughput up to about 10 ms of round trip (the peer refills it at
+/// half), 16 MiB would put seconds of bulk data in front of a ping on a slow line.
+pub const WINDOW: u32 = 1 << 20;
+
+/// Largest channel packet in bytes; russh accepts no more than 65,535, and fewer, bigger packets cost less.
+pub const MAX_PACKET: u32 = 65_535;
+
+/// Messages russh holds for a channel before its session stops reading. The flows channel is always drained, so
+/// this only smooths scheduling; with full packets it bounds the queue at 4 MiB.
+pub const CHANNEL_BUFFER: usize = 64;
+
+/// Seconds between SSH keep-alives. Load balancers cut idle connections after 60 s and more.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Unanswered keep-alives before a session is given up: a silent path is found dead within 40 s.
+pub const KEEPALIVE_MAX: usize = 3;
+
+/// Algorithms in order of preference: AES-GCM first, because every machine of the last decade computes it in
+/// hardware and russh's own default list leaves out the fastest, `aes128-gcm`.
+pub fn preferred() -> Preferred {
+    Preferred {
+        cipher: Cow::Borrowed(&[cipher::AES_128_GCM, cipher::AES_256_GCM, cipher::CHACHA20_POLY1305]),
+        ..Preferred::DEFAULT
+    }
+}
+
+/// When keys are renewed. russh 0.65 ends a busy session when a renewal meets more than two windows of data in
+/// flight, so it happens as late as is sound: 64 GiB is OpenSSH's own limit for ciphers with 16-byte blocks.
+pub fn limits() -> Limits {
+    Limits {
+        rekey_write_limit: 1 << 36,
+        rekey_read_limit: 1 << 36,
+        rekey_time_limit: Duration::from_secs(7 * 24 * 3600),
+    }
+}

@@ -1,0 +1,162 @@
+//! A network namespace with a route to everywhere that ends nowhere.
+//!
+//! `wan0` is one end of a veth pair and has default routes of both families to neighbours that do not exist. What the
+//! machine would have sent to the local network is in its counter: that is the leak meter.
+
+use std::fs;
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt,
+};
+
+/// Longest wait for anything that is sure to happen.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Address of `wan0`.
+pub(crate) const WAN4: &str = "198.51.100.2";
+/// Address of `wan0`.
+pub(crate) const WAN6: &str = "2001:db8:51::2";
+
+const SETUP: &str = "
+    link set lo up
+    link add wan0 type veth peer name wan1
+    link set wan0 multicast off addrgenmode none
+    link set wan1 multicast off addrgenmode none
+    link set wan1 up
+    link set wan0 up
+    addr add 198.51.100.2/24 dev wan0
+    addr add 2001:db8:51::2/64 dev wan0 nodad
+    route add default via 198.51.100.1
+    -6 route add default via 2001:db8:51::1
+    neigh add 198.51.100.1 lladdr 02:00:00:00:00:01 dev wan0 nud permanent
+    neigh add 2001:db8:51::1 lladdr 02:00:00:00:00:01 dev wan0 nud permanent
+";
+
+/// Why these tests cannot run here. A missing nft is no reason: the product needs it, too.
+pub(crate) fn missing() -> Option<String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some("needs root: network namespaces and rules".into());
+    }
+    let has = |name: &str| {
+        ["/usr/sbin", "/sbin", "/usr/bin"].iter().any(|place| Path::new(place).join(name).exists())
+    };
+    assert!(has("nft"), "nft is missing: apt-get install nftables");
+    assert!(has("ip"), "ip is missing: apt-get install iproute2");
+    None
+}
+
+/// Runs the test in a thread with a namespace of its own; what it starts is in there, too.
+pub(crate) fn run(test: impl FnOnce() + Send) {
+    let result = thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                unshare(CloneFlags::CLONE_NEWNET).unwrap();
+                fs::write("/proc/sys/net/ipv6/conf/default/router_solicitations", "0").unwrap();
+                SETUP.lines().map(str::trim).filter(|line| !line.is_empty()).for_each(ip);
+                test();
+            })
+            .join()
+    });
+    if let Err(panic) = result {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// One `ip` command.
+pub(crate) fn ip(arguments: &str) {
+    output("ip", &arguments.split_whitespace().collect::<Vec<_>>());
+}
+
+/// One `nft` command.
+pub(crate) fn nft(command: &str) -> String {
+    output("nft", &[command])
+}
+
+/// All rules, without counts.
+pub(crate) fn ruleset() -> String {
+    output("nft", &["-s", "list", "ruleset"])
+}
+
+fn output(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Packets that left by `wan0`, without the multicast reports of IPv6 that no setting stops.
+pub(crate) fn leaked() -> u64 {
+    let devices = fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+    let wan = devices.lines().find_map(|line| line.trim().strip_prefix("wan0:")).unwrap();
+    let sent: u64 = wan.split_whitespace().nth(9).unwrap().parse().unwrap();
+    let reports = fs::read_to_string("/proc/thread-self/net/snmp6").unwrap();
+    let reports = reports.lines().find_map(|line| line.strip_prefix("Icmp6OutMLDv2Reports")).unwrap();
+    sent - reports.trim().parse::<u64>().unwrap()
+}
+
+/// Makes conntrack work before the helper comes, as Docker would.
+pub(crate) fn foreign_nat_table() {
+    nft("add table ip docker; \
+         add chain ip docker out { type nat hook output priority -100; policy accept; }; \
+         add rule ip docker out ct state new counter");
+}
+
+/// Looks again and again until it is so.
+pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "in vain: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Connects as an application would.
+pub(crate) fn connect_to(address: &str) -> TcpStream {
+    let address: SocketAddr = address.parse().unwrap();
+    let stream =
+        TcpStream::connect_timeout(&address, PATIENCE).unwrap_or_else(|error| panic!("{address}: {error}"));
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Begins to connect, from this port (0: any), and does not wait for an answer.
+pub(crate) fn begin_connect(from: u16, address: &str) -> OwnedFd {
+    let address: SocketAddr = address.parse().unwrap();
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let local = if address.is_ipv4() { format!("0.0.0.0:{from}") } else { format!("[::]:{from}") };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(family, SockType::Stream, flags, None).unwrap();
+    setsockopt(&socket, sockopt::ReuseAddr, &true).unwrap();
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(local.parse::<SocketAddr>().unwrap())).unwrap();
+    match connect(socket.as_raw_fd(), &SockaddrStorage::from(address)) {
+        Ok(()) | Err(Errno::EINPROGRESS) => socket,
+        Err(error) => panic!("{address} from port {from}: {error}"),
+    }
+}
+
+/// Waits until a connection that was begun is there.
+pub(crate) fn finish_connect(socket: OwnedFd) -> TcpStream {
+    let stream = TcpStream::from(socket);
+    eventually("the connection is made", || {
+        if let Some(error) = stream.take_error().unwrap() {
+            panic!("connecting: {error}");
+        }
+        stream.peer_addr().is_ok()
+    });
+    stream.set_nonblocking(false).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// How a read of the application ends: `Ok(0)` is the end of the stream.
+pub(crate) fn read_end(stream: &mut TcpStream) -> io::Result<usize> {
+    io::Read::read(stream, &mut [0; 16])
+}
