@@ -12,7 +12,10 @@
 use std::{fmt, pin::Pin, time::Duration};
 
 use anyhow::{Context as _, ensure};
-use kshuttle::cluster::port_forward::{Dialer, Transport};
+use kshuttle::cluster::{
+    client,
+    port_forward::{Dialer, Transport},
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split},
     net::TcpStream,
@@ -53,9 +56,8 @@ async fn main() -> anyhow::Result<()> {
     let way = if way == "tcp" {
         Way::Tcp
     } else {
-        let mut config = kube::Config::infer().await?;
-        config.default_retry = false;
-        Way::Ours(Dialer::new(kube::Client::try_from(config)?, &namespace, way.parse::<Transport>()?), pod)
+        let cluster = client::connect(&client::Options::default()).await?;
+        Way::Ours(Dialer::new(cluster.client().clone(), &namespace, way.parse::<Transport>()?), pod)
     };
 
     if let Way::Ours(..) = way {
