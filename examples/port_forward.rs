@@ -12,7 +12,10 @@
 use std::{fmt, pin::Pin, time::Duration};
 
 use anyhow::{Context as _, ensure};
-use kshuttle::cluster::port_forward::{Dialer, Transport};
+use kshuttle::cluster::{
+    client,
+    port_forward::{Dialer, Transport},
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split},
     net::TcpStream,
@@ -53,9 +56,8 @@ async fn main() -> anyhow::Result<()> {
     let way = if way == "tcp" {
         Way::Tcp
     } else {
-        let mut config = kube::Config::infer().await?;
-        config.default_retry = false;
-        Way::Ours(Dialer::new(kube::Client::try_from(config)?, &namespace, way.parse::<Transport>()?), pod)
+        let cluster = client::connect(&client::Options::default()).await?;
+        Way::Ours(Dialer::new(cluster.client().clone(), &namespace, way.parse::<Transport>()?), pod)
     };
 
     if let Way::Ours(..) = way {
@@ -87,16 +89,17 @@ async fn measure<T: fmt::Display>(
 }
 
 async fn opens(way: &Way) -> anyhow::Result<String> {
-    let mut times = Vec::new();
+    let (mut opens, mut echoes) = (Vec::new(), Vec::new());
     for _ in 0..30 {
         let begin = Instant::now();
         let mut stream = way.open(7003).await?;
+        opens.push(begin.elapsed());
         stream.write_all(b"x").await?;
         stream.flush().await?;
         stream.read_u8().await?;
-        times.push(begin.elapsed());
+        echoes.push(begin.elapsed() - opens[opens.len() - 1]);
     }
-    Ok(spread(times))
+    Ok(format!("{}; then {}", spread(opens), spread(echoes)))
 }
 
 async fn echoes(way: &Way, writes: usize) -> anyhow::Result<String> {

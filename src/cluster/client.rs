@@ -4,6 +4,7 @@
 //! The proxy is chosen in `client/proxy.rs`; what uses the client is beside this file.
 
 mod proxy;
+mod stack;
 
 use std::collections::BTreeSet;
 use std::error::Error as StdError;
@@ -130,7 +131,7 @@ fn via(proxy: &Option<String>) -> String {
 
 /// Finds the cluster and asks it one question.
 ///
-/// An exec plugin of the kubeconfig runs here (three times, kube does so), with no limit in time: it may talk to
+/// An exec plugin of the kubeconfig runs here (twice or three times, kube does so), with no limit in time: it may talk to
 /// the user. Everything else is bounded by 10 s.
 ///
 /// # Errors
@@ -153,7 +154,7 @@ pub async fn connect(options: &Options) -> Result<Cluster, ClusterError> {
 
     let (namespace, proxy) = (config.default_namespace.clone(), config.proxy_url.clone());
     // The exec plugin is waited for on this thread, so it must not be one of the runtime's.
-    let client = tokio::task::spawn_blocking(move || Client::try_from(config))
+    let client = tokio::task::spawn_blocking(move || stack::build(config))
         .await
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
         .map_err(|error| ClusterError::Credentials { server: server.to_string(), source: inner(error) })?;

@@ -11,8 +11,12 @@ use super::{
     websocket::{self, HEADER_MAX, MaskKeys},
 };
 
-/// Bytes of frames in a message. Go's copy loops on the way take 32 KiB: more is cut up again, less costs every hop.
+/// Bytes of a message with room for its envelope. Go's copy loops on the way take 32 KiB: more is cut up again, less
+/// costs every hop; and it is two full TLS records, while a byte more would be a third.
 pub(super) const MESSAGE: usize = 32 * 1024;
+/// Payload of the largest DATA frame, which fills a message alone.
+#[cfg(test)]
+pub(super) const PAYLOAD: usize = MESSAGE - HEADER_MAX - spdy::HEADER;
 /// Room beyond that which only control frames use, so that they never wait for data; more of them are dropped.
 const CONTROL_ROOM: usize = 4 * 1024;
 
@@ -40,7 +44,7 @@ pub(super) struct Outbox {
 
 impl Outbox {
     pub(super) fn new(envelope: Envelope) -> Self {
-        let buffer = || Vec::with_capacity(HEADER_MAX + MESSAGE + CONTROL_ROOM);
+        let buffer = || Vec::with_capacity(MESSAGE + CONTROL_ROOM);
         let mut open = buffer();
         open.resize(HEADER_MAX, 0);
         Outbox { envelope, current: buffer(), written: 0, open, growing: None, pong: None, close: false }
@@ -49,7 +53,7 @@ impl Outbox {
     /// Takes as much payload as fits the open message; 0 means it is full.
     pub(super) fn data(&mut self, bytes: &[u8]) -> usize {
         let header = if self.growing.is_some() { 0 } else { spdy::HEADER };
-        let room = (HEADER_MAX + MESSAGE).saturating_sub(self.open.len() + header);
+        let room = MESSAGE.saturating_sub(self.open.len() + header);
         let take = bytes.len().min(room);
         if take == 0 {
             return 0;
@@ -74,7 +78,7 @@ impl Outbox {
 
     /// Appends control frames; false if there was no room, which only a flood from the peer can bring about.
     pub(super) fn control(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> bool {
-        if self.open.len() + CONTROL_ROOM / 4 > HEADER_MAX + MESSAGE + CONTROL_ROOM {
+        if self.open.len() + CONTROL_ROOM / 4 > MESSAGE + CONTROL_ROOM {
             return false;
         }
         self.growing = None;
@@ -148,12 +152,15 @@ mod tests {
     #[test]
     fn a_full_message_is_one_frame_of_32_kib() {
         let mut outbox = Outbox::new(Envelope::Raw);
-        assert_eq!(outbox.data(&[7; 100_000]), MESSAGE - 8);
+        assert_eq!(outbox.data(&[7; 100_000]), PAYLOAD);
         assert_eq!(outbox.data(&[7; 10]), 0);
         let messages = drain(&mut outbox);
         assert_eq!(messages.len(), 1);
-        assert_eq!(messages[0].len(), MESSAGE);
-        assert_eq!(messages[0][..8], spdy::data_header(3, 0, MESSAGE - 8));
+        assert_eq!(messages[0].len(), MESSAGE - HEADER_MAX);
+        assert_eq!(messages[0][..8], spdy::data_header(3, 0, PAYLOAD));
+        let mut outbox = Outbox::new(Envelope::WebSocket(MaskKeys::new()));
+        outbox.data(&[7; 100_000]);
+        assert_eq!(drain(&mut outbox)[0].len(), MESSAGE);
     }
 
     #[test]

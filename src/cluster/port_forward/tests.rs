@@ -577,7 +577,7 @@ async fn upload_needs_no_window_updates() {
         end.unwrap();
         assert_eq!(total, TOTAL);
         assert!(frames < TOTAL / (30 * 1024), "{frames} frames are too many");
-        assert!(reader.messages.iter().all(|size| *size <= 32 * 1024 + 64), "message too large");
+        assert!(reader.messages.iter().all(|size| *size <= 32 * 1024), "message too large");
     }
 }
 
