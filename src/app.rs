@@ -25,7 +25,7 @@ use crate::cluster::subnets;
 use crate::privileged::{Helper, PrivilegedError, Starting};
 use crate::proxy::{self, Connections, redirect, socks};
 use crate::report::Steps;
-use crate::shutdown::{Signals, Stop};
+use crate::shutdown::Signals;
 use crate::tunnel::identity::{HostKey, Identity};
 use crate::tunnel::ssh::{Session, SessionError};
 
@@ -38,15 +38,10 @@ const CAUSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause between tries to reach it.
 const LISTEN_PAUSE: Duration = Duration::from_millis(100);
 
-/// The session was ended from outside; not a failure to be explained.
-#[derive(Debug, Clone, Copy, thiserror::Error)]
-#[error("interrupted")]
-pub struct Interrupted(pub Stop);
-
 /// `kshuttle [SUBNET]…`: redirects until a signal, or until something ends that it needs.
 ///
 /// # Errors
-/// Why it could not start or go on; [`Interrupted`] after a signal.
+/// Why it could not start or go on; [`crate::shutdown::Stop`] after a signal.
 pub async fn redirect(cluster: &ClusterArgs, args: &RedirectArgs, helper: Starting) -> anyhow::Result<()> {
     run(async |parts: &mut Parts, steps: &mut Steps| {
         parts.helper = Some(helper.hello().await?);
@@ -91,11 +86,11 @@ async fn run(
     };
     let ended = tokio::select! {
         Err(error) = work => error,
-        stop = signals.next() => Interrupted(stop).into(),
+        stop = signals.next() => stop.into(),
     };
     tokio::select! {
         () = parts.stop(&mut steps) => Err(ended),
-        stop = signals.next() => Err(Interrupted(stop).into()),
+        stop = signals.next() => Err(stop.into()),
     }
 }
 

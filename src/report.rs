@@ -5,12 +5,12 @@ use std::fmt::Display;
 use std::io::{IsTerminal, Write};
 use std::time::Instant;
 
-use crate::app::Interrupted;
 use crate::cluster::client::ClusterError;
 use crate::cluster::delivery::DeliveryError;
 use crate::cluster::port_forward::PortForwardError;
 use crate::cluster::sshd_pod::PodError;
 use crate::privileged::PrivilegedError;
+use crate::shutdown::Stop;
 
 /// Exit codes; documented in `docs/exit-codes.md`. clap itself ends with 2 on wrong usage.
 pub mod exit {
@@ -86,7 +86,7 @@ impl Steps {
 
 /// Prints why the program ends and what to do about it; returns the exit code.
 pub fn failure(error: &anyhow::Error) -> u8 {
-    if let Some(Interrupted(stop)) = error.downcast_ref() {
+    if let Some(stop) = error.downcast_ref::<Stop>() {
         return stop.exit_code();
     }
     print(format_args!("error: {}\n", chain(error.as_ref())));

@@ -4,8 +4,9 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// A signal that ends the session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A signal that ends the session. As an error it ends the work in progress; there is nothing to explain to the user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("interrupted")]
 pub enum Stop {
     /// Ctrl-C.
     Interrupt,
