@@ -78,6 +78,30 @@ pub(crate) fn signals_stop_in_order() {
     }
 }
 
+pub(crate) fn a_second_signal_waits_for_nothing() {
+    let (rules, open) = (ruleset(), listeners());
+    let mut kshuttle = Kshuttle::start(&[&RANGES[..], &["--pod-idle", "5s"]].concat());
+    let helpers = processes(&program("kshuttle-helper").to_string_lossy());
+    // A helper that does not answer: the orderly stop would wait for it.
+    for helper in &helpers {
+        kill(*helper, Signal::SIGSTOP).unwrap();
+    }
+    kshuttle.signal(Signal::SIGINT);
+    eventually("it has begun to stop", PATIENCE, || connect(bench(7003)).is_ok_and(is_reset).then_some(()));
+    let status = kshuttle.stop(Signal::SIGINT);
+    assert_eq!(status.code(), Some(130), "{}", kshuttle.said());
+    for helper in &helpers {
+        kill(*helper, Signal::SIGCONT).unwrap();
+    }
+    assert_nothing_left(&rules, &open);
+}
+
+/// Whether a connection is reset rather than used.
+fn is_reset(mut socket: TcpStream) -> bool {
+    let _ = socket.write_all(b"x");
+    matches!(socket.read(&mut [0; 1]), Err(error) if error.kind() == ErrorKind::ConnectionReset)
+}
+
 pub(crate) fn sigkill_of_kshuttle_leaves_nothing() {
     let (rules, open) = (ruleset(), listeners());
     let mut kshuttle = Kshuttle::start(&[&RANGES[..], &["--pod-idle", "5s"]].concat());

@@ -35,6 +35,7 @@ const REDIRECTED: &[Test] = tests! {
         an_application_that_never_reads_holds_back_nobody;
     end:
         signals_stop_in_order,
+        a_second_signal_waits_for_nothing,
         sigkill_of_kshuttle_leaves_nothing,
         sigkill_of_the_helper_leaves_nothing,
         ctrl_c_while_starting_leaves_nothing,
@@ -45,25 +46,32 @@ const REDIRECTED: &[Test] = tests! {
         a_user_runs_only_the_helper_as_root;
 };
 
-const ANY_CLUSTER: &[Test] = tests! {
+const BOX: &[Test] = tests! {
     socks:
-        addresses_and_names_without_root,
-        a_taken_port_is_told;
+        addresses_and_names_without_root;
     place:
         the_restricted_namespace_takes_it_from_a_limited_user,
         an_image_serves_as_well,
-        missing_rights_are_named_with_the_role_to_ask_for,
-        errors_have_their_exit_codes;
+        missing_rights_are_named_with_the_role_to_ask_for;
     pod:
         the_role_is_enough_in_a_restricted_namespace_for_any_user_id,
+        refusals_name_what_is_missing,
+        ranges_are_those_of_the_cluster_or_a_hint,
+        the_address_of_the_api_server_is_guarded;
+};
+
+const ANY_CLUSTER: &[Test] = tests! {
+    socks:
+        the_api_server_answers_by_its_name_in_the_cluster,
+        a_taken_port_is_told;
+    place:
+        errors_have_their_exit_codes;
+    pod:
         an_administrator_gets_an_image_that_is_on_every_node,
         an_image_that_is_not_to_be_had_is_known_at_once,
         an_ended_program_is_quoted,
         an_exchanged_part_is_refused_by_the_loader_and_an_exchanged_loader_by_us,
-        refusals_name_what_is_missing,
-        an_idle_server_ends_and_the_next_session_removes_its_pod,
-        ranges_are_those_of_the_cluster_or_a_hint,
-        the_address_of_the_api_server_is_guarded;
+        an_idle_server_ends_and_the_next_session_removes_its_pod;
 };
 
 fn main() -> ExitCode {
@@ -72,10 +80,6 @@ fn main() -> ExitCode {
     let programs = std::env::var_os("KSHUTTLE_TEST_PROGRAMS");
     let missing = (programs.is_none() || (inside.is_none() && context.is_none()))
         .then(|| "not inside the laptop of `scripts/cluster`: `scripts/test` runs them".to_owned());
-    let tests = if inside.is_none() && context.is_some() {
-        ANY_CLUSTER.to_vec()
-    } else {
-        [REDIRECTED, ANY_CLUSTER].concat()
-    };
+    let tests = if inside.is_some() { [REDIRECTED, BOX, ANY_CLUSTER].concat() } else { ANY_CLUSTER.to_vec() };
     run(&tests, missing)
 }

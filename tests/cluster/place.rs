@@ -46,7 +46,7 @@ pub(crate) fn missing_rights_are_named_with_the_role_to_ask_for() {
     let output = fails(&["--kubeconfig", &limited(), "-n", "shop"]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{said}");
-    for words in ["shop", "kind: Role", "pods/portforward", "name: limited"] {
+    for words in ["shop", "kind: Role", "pods/portforward", "name: \"limited\""] {
         assert!(said.contains(words), "{words} is not in: {said}");
     }
 }

@@ -29,9 +29,8 @@ fn from_environment(name: &str) -> PathBuf {
 
 async fn administrator(namespace: &str) -> Cluster {
     let namespace = Some(namespace.to_owned());
-    connect(&Options { kubeconfig: Some(from_environment("KUBECONFIG")), namespace, context: None })
-        .await
-        .unwrap()
+    let context = std::env::var("KSHUTTLE_TEST_CONTEXT").ok();
+    connect(&Options { kubeconfig: None, namespace, context }).await.unwrap()
 }
 
 async fn limited(namespace: &str) -> Cluster {

@@ -18,10 +18,25 @@ pub(crate) fn addresses_and_names_without_root() {
         "http://hello.default.svc.cluster.local/".into(),
         "http://web.shop/".into(),
     ] {
-        let proxy = format!("socks5h://{address}");
         let text = output(Command::new("curl").args(["-sS", "--max-time", "30", "-x", &proxy, &url]));
         assert!(["hello from the cluster", "web in shop"].contains(&text.as_str()), "{url}: {text}");
     }
+}
+
+/// The one Service every cluster has; what it answers to a stranger is its own business.
+pub(crate) fn the_api_server_answers_by_its_name_in_the_cluster() {
+    let kshuttle = Kshuttle::start(&["socks", "--listen", "127.0.0.1:0"]);
+    let proxy = format!("socks5h://{}", listener(&kshuttle));
+    let url = "https://kubernetes.default.svc/version";
+    let text = output(Command::new("curl").args(["-sSk", "--max-time", "30", "-x", &proxy, url]));
+    assert!(text.contains("gitVersion") || text.contains("\"Status\""), "{text}");
+}
+
+/// Where it says that it listens.
+fn listener(kshuttle: &Kshuttle) -> String {
+    let said = kshuttle.said();
+    let rest = said.split("SOCKS5 on ").nth(1).expect("it says where it listens");
+    rest.split(',').next().expect("split gives at least one part").to_owned()
 }
 
 pub(crate) fn a_taken_port_is_told() {

@@ -281,6 +281,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
                 match ready!(Pin::new(&mut *io).poll_flush(cx)) {
                     Ok(()) => {
                         self.unflushed = false;
+                        *progress = true; // a writer may wait for nothing but this
                         return Poll::Ready(());
                     }
                     Err(error) => break error,

@@ -83,7 +83,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> PortForwardStream<T> {
             return Poll::Pending; // the reason comes within ERROR_WAIT and is a better answer
         }
         let mut taken = queue_all(&mut connection, buffers);
-        let _ = shared.drain(&mut connection); // what stays queued goes when the socket has room
+        let _ = shared.drain(&mut connection, Caller::Writer); // what stays queued goes when the socket has room
         if taken == 0 {
             taken = queue_all(&mut connection, buffers);
         }
@@ -124,7 +124,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for PortForwardStream<T> {
         if buf.filled().len() == before && connection.verdict().is_none() {
             let mut ready = Context::from_waker(&shared.read_ready);
             let _ = connection.poll_fill(&mut ready, Sink::Reader(buf)); // what it did shows in `buf` and the verdict
-            let _ = shared.drain(&mut connection); // answers to pings, and the opening when the reader comes first
+            let _ = shared.drain(&mut connection, Caller::Other); // answers to pings, and the opening when the reader comes first
         }
         if buf.filled().len() == before && connection.verdict().is_none() {
             return Poll::Pending;
@@ -158,7 +158,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for PortForwardStream<T> {
         let shared = &*self.shared;
         shared.wakers.writer.register(cx.waker());
         let mut connection = shared.lock();
-        let drained = shared.drain(&mut connection);
+        let drained = shared.drain(&mut connection, Caller::Writer);
         match connection.verdict() {
             Some(Err(error)) => Poll::Ready(Err(error.clone().into_io())),
             Some(Ok(())) => Poll::Ready(Ok(())),
@@ -201,10 +201,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Shared<T> {
     }
 
     /// Writes what is queued as far as possible; the driver goes on when the socket has room again.
-    fn drain(&self, connection: &mut Connection<T>) -> Poll<()> {
+    fn drain(&self, connection: &mut Connection<T>, caller: Caller) -> Poll<()> {
         let mut progress = false;
         let drained = connection.poll_drain(&mut Context::from_waker(&self.write_ready), &mut progress);
-        if progress {
+        if progress && caller == Caller::Other {
             self.wakers.writer.wake();
         }
         if connection.take_notice() {
@@ -212,6 +212,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Shared<T> {
         }
         drained
     }
+}
+
+/// Who drains: the writer sees by itself what came of it, and waking it would only run it once more.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Caller {
+    Writer,
+    Other,
 }
 
 /// Who waits for what. Apart from the connection's lock, because a waker may be called while that is held.
@@ -281,7 +288,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Shared<T> {
             }
         }
         connection.on_time(now);
-        let _ = self.drain(connection); // what is left waits for the socket, which wakes us
+        let _ = self.drain(connection, Caller::Other); // what is left waits for the socket, which wakes us
         let dropped = self.dropped.load(Ordering::Acquire);
         if dropped || connection.verdict().is_some() {
             connection.begin_close(now);

@@ -2,6 +2,8 @@
 //!
 //! The server speaks with its own few lines of SPDY and WebSocket, not with the code under test.
 
+mod flush;
+
 use std::{io, time::Duration};
 
 use tokio::{

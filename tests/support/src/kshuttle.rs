@@ -51,7 +51,7 @@ impl Kshuttle {
     /// When it ends or does not get ready.
     pub fn start(arguments: &[&str]) -> Self {
         let mut command = Command::new(program("kshuttle"));
-        command.args(arguments);
+        command.args(arguments).args(context());
         Self::start_as(command)
     }
 
@@ -172,12 +172,20 @@ pub fn output(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
-/// `kubectl` with the test's kubeconfig.
+/// `kubectl` with the test's kubeconfig and context.
 ///
 /// # Panics
 /// When it fails.
 pub fn kubectl(arguments: &[&str]) -> String {
-    output(Command::new("kubectl").args(arguments))
+    output(Command::new("kubectl").args(arguments).args(context()))
+}
+
+/// `--context` and its name, if the tests are to use another than the current one.
+pub fn context() -> Vec<String> {
+    std::env::var("KSHUTTLE_TEST_CONTEXT")
+        .into_iter()
+        .flat_map(|name| ["--context".to_owned(), name])
+        .collect()
 }
 
 /// Ids of all processes whose command line contains `part`.
