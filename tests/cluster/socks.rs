@@ -9,9 +9,7 @@ pub(crate) fn addresses_and_names_without_root() {
     let mut command = Command::new("runuser");
     command.args(["-u", "dev", "--"]).arg(program("kshuttle")).args(["socks", "--listen", "127.0.0.1:0"]);
     let kshuttle = Kshuttle::start_as(command);
-    let said = kshuttle.said();
-    let address =
-        said.split("SOCKS5 on ").nth(1).and_then(|rest| rest.split(',').next()).expect("an address");
+    let proxy = format!("socks5h://{}", listener(&kshuttle));
     let service = kubectl(&["get", "service", "hello", "-o", "jsonpath={.spec.clusterIP}"]);
     for url in [
         format!("http://{service}/"),
