@@ -7,9 +7,11 @@
 
 mod helper;
 mod listener;
+mod neighbour;
 mod redirect;
 mod refuse;
 mod scene;
+mod standing;
 mod undo;
 
 use std::process::ExitCode;
@@ -28,6 +30,14 @@ const TESTS: &[Test] = tests! {
         a_foreign_flush_does_not_open_the_way,
         two_helpers_do_not_disturb_each_other,
         the_largest_plan_is_carried_out;
+    standing:
+        who_is_logged_in_stays,
+        who_is_logged_in_by_a_socket_of_both_families_stays,
+        what_this_machine_made_goes_on,
+        all_go_on_where_conntrack_knew_them,
+        a_stateful_firewall_lets_them_go_on,
+        a_reused_source_port_is_redirected,
+        a_reused_source_port_is_redirected_where_conntrack_knew_it;
     undo:
         end_of_input_leaves_nothing,
         a_socket_pair_serves_as_well,
