@@ -55,6 +55,7 @@ const TESTS: &[Test] = tests! {
         what_is_not_understood_ends_it,
         the_same_session_twice_is_refused,
         without_root_it_says_so,
+        a_terminal_is_refused,
         version_and_help;
 };
 
