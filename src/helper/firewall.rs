@@ -5,6 +5,8 @@
 mod conntrack;
 #[cfg(target_os = "linux")]
 mod nft;
+#[cfg(target_os = "linux")]
+mod standing;
 mod watchdog;
 
 #[cfg(target_os = "linux")]

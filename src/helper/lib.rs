@@ -16,12 +16,12 @@
 //! ```
 //!
 //! The plan is data; every command is written here, run by absolute path, with an empty environment and without a
-//! shell. Nothing else is read: no file of the user, no cluster, no network. No file is written. Whatever ends the
+//! shell. Nothing else is read: no file of the user (the kernel's in `/proc` only), no cluster, no network. No file is written. Whatever ends the
 //! user's program ends our input, and the end of input undoes everything. Ctrl-C and a closed terminal do not reach us;
 //! SIGKILL is answered by a watchdog (`firewall/watchdog.rs`).
 //!
 //! On the way: [`protocol`] → `conversation` → [`plan`] → `firewall`, and below it `firewall/nft` (rules),
-//! `firewall/conntrack` (connections). `process` has all the unsafe code.
+//! `firewall/conntrack` and `firewall/standing` (connections). `process` has all the unsafe code.
 
 mod conversation;
 mod firewall;

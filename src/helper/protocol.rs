@@ -53,7 +53,8 @@ pub enum Reply {
     },
     /// Nothing (or nothing any more) is redirected. The helper ends after this.
     Failed {
-        /// Which part failed: `privilege`, `protocol`, `plan`, `nft`, `watchdog`, `rules`, `verify`, `conntrack` or `lost`.
+        /// Which part failed: `privilege`, `protocol`, `plan`, `nft`, `watchdog`, `standing`, `rules`, `verify`, `conntrack`
+        /// or `lost`.
         step: String,
         /// The chain of causes in one line, for people.
         message: String,

@@ -1,18 +1,15 @@
 //! While the rules stand: what is redirected, what is not, and that nothing gets past.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::fd::OwnedFd;
-use std::sync::mpsc::channel;
-use std::thread;
 
 use kshuttle_helper::plan::{MAX_EXCLUDE, MAX_INCLUDE};
-use nix::sched::{CloneFlags, unshare};
-use nix::unistd::gettid;
 
 use super::helper::{Helper, plan};
 use super::listener::{Listener, reset};
-use super::scene::{self, begin_connect, connect_to, eventually, finish_connect, leaked};
+use super::neighbour::Neighbour;
+use super::scene::{self, accept, begin_connect, connect_to, eventually, finish_connect, leaked, says};
 
 pub(crate) fn both_families_arrive_with_their_destination() {
     scene::run(|| {
@@ -135,57 +132,17 @@ pub(crate) fn answers_to_included_addresses_pass() {
         let listener = Listener::start();
         let ours = TcpListener::bind((scene::WAN4, 0)).unwrap();
         let address = ours.local_addr().unwrap();
-        let (say_tid, tid) = channel();
-        let (go, may_go) = channel();
-        // A machine 10.9.9.9 in the local network, in a namespace of its own at the other end of wan0.
-        let neighbour = thread::spawn(move || {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            say_tid.send(gettid()).unwrap();
-            may_go.recv().unwrap();
-            scene::ip("link set wan1 up");
-            scene::ip("addr add 10.9.9.9/32 dev wan1");
-            scene::ip("route add 198.51.100.0/24 dev wan1");
-            let mut early = connect_to(&address.to_string());
-            early.write_all(b"before").unwrap();
-            may_go.recv().unwrap();
-            let mut late = connect_to(&address.to_string());
-            for stream in [&mut early, &mut late] {
-                stream.write_all(b"after!").unwrap();
-                let mut answer = [0; 6];
-                stream.read_exact(&mut answer).unwrap();
-                assert_eq!(&answer, b"answer");
-            }
-        });
-        scene::ip(&format!("link set wan1 netns {}", tid.recv().unwrap()));
-        scene::ip("route add 10.9.9.9/32 dev wan0");
-        go.send(()).unwrap();
-        let mut early = accept(&ours);
-        let mut said = [0; 6];
-        early.read_exact(&mut said).unwrap();
-
+        let neighbour = Neighbour::move_in();
+        let mut connections = vec![(neighbour.connects_to(address.to_string()), accept(&ours))];
         let helper = Helper::ready(&plan("a", &listener, &["10.0.0.0/8"], &[]));
-        go.send(()).unwrap();
-        let mut late = accept(&ours);
-        for stream in [&mut early, &mut late] {
-            stream.read_exact(&mut said).unwrap();
-            stream.write_all(b"answer").unwrap();
+        connections.push((neighbour.connects_to(address.to_string()), accept(&ours)));
+        for (theirs, ours) in &mut connections {
+            says(theirs, ours);
+            says(ours, theirs);
         }
-        neighbour.join().unwrap();
         assert!(listener.is_idle());
         assert_eq!(helper.stop().guard_dropped, 0);
     });
-}
-
-fn accept(listener: &TcpListener) -> TcpStream {
-    let mut accepted = None;
-    listener.set_nonblocking(true).unwrap();
-    eventually("somebody connects", || {
-        accepted = listener.accept().ok();
-        accepted.is_some()
-    });
-    let stream = accepted.unwrap().0;
-    stream.set_read_timeout(Some(scene::PATIENCE)).unwrap();
-    stream
 }
 
 pub(crate) fn a_foreign_flush_does_not_open_the_way() {

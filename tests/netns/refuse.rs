@@ -6,6 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use kshuttle_helper::protocol::{Reply, Request};
+use nix::pty::openpty;
 
 use super::helper::{Helper, command, plan};
 use super::listener::Listener;
@@ -99,6 +100,14 @@ pub(crate) fn without_root_it_says_so() {
         fs::remove_dir_all(&folder).unwrap();
         assert_failed(Helper::from_pipes(child.unwrap()), "privilege", "sudo");
     });
+}
+
+pub(crate) fn a_terminal_is_refused() {
+    let terminal = openpty(None, None).unwrap();
+    let refused = command().stdin(terminal.slave).output().unwrap();
+    assert_eq!((refused.status.code(), refused.stdout), (Some(2), vec![]));
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(said.contains("started by kshuttle"), "{said}");
 }
 
 pub(crate) fn version_and_help() {

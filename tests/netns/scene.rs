@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::Command;
@@ -29,6 +29,7 @@ pub(crate) const WAN6: &str = "2001:db8:51::2";
 const SETUP: &str = "
     link set lo up
     link add wan0 type veth peer name wan1
+    link set wan0 address 02:00:00:00:00:02
     link set wan0 multicast off addrgenmode none
     link set wan1 multicast off addrgenmode none
     link set wan1 up
@@ -132,6 +133,19 @@ pub(crate) fn connect_to(address: &str) -> TcpStream {
     stream
 }
 
+/// The next connection to this listener.
+pub(crate) fn accept(listener: &TcpListener) -> TcpStream {
+    let mut accepted = None;
+    listener.set_nonblocking(true).unwrap();
+    eventually("somebody connects", || {
+        accepted = listener.accept().ok();
+        accepted.is_some()
+    });
+    let stream = accepted.unwrap().0;
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
 /// Begins to connect, from this port (0: any), and does not wait for an answer.
 pub(crate) fn begin_connect(from: u16, address: &str) -> OwnedFd {
     let address: SocketAddr = address.parse().unwrap();
@@ -159,6 +173,14 @@ pub(crate) fn finish_connect(socket: OwnedFd) -> TcpStream {
     stream.set_nonblocking(false).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream
+}
+
+/// One end says something that the other hears.
+pub(crate) fn says(from: &mut TcpStream, to: &mut TcpStream) {
+    io::Write::write_all(from, b"hello").unwrap();
+    let mut heard = [0; 5];
+    io::Read::read_exact(to, &mut heard).unwrap();
+    assert_eq!(&heard, b"hello");
 }
 
 /// How a read of the application ends: `Ok(0)` is the end of the stream.

@@ -18,7 +18,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 
 use message::{Answer, answers};
 
-pub(super) use message::Entry;
+pub(super) use message::{Entry, Tuple};
 
 /// Seconds the kernel may take for the next part of an answer. It answers while we ask; this is for a broken one.
 const PATIENCE: i64 = 2;
@@ -130,6 +130,11 @@ impl Entry {
         (self.reply.src != self.original.dst).then_some(self.reply.src)
     }
 
+    /// Both ends, as its maker sees them.
+    pub(super) fn original(&self) -> Tuple {
+        self.original
+    }
+
     /// Where it was made.
     pub(super) fn source(&self) -> SocketAddr {
         self.original.src
@@ -143,6 +148,11 @@ impl Entry {
     /// Could one side still be waiting for the other?
     pub(super) fn is_live(&self) -> bool {
         self.state.is_live()
+    }
+
+    /// Do both sides know each other, and is it not over?
+    pub(super) fn is_standing(&self) -> bool {
+        self.state.is_standing()
     }
 }
 

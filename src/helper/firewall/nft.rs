@@ -1,7 +1,8 @@
 //! Linux: one nft table of our own, conntrack entries, and the order in which both come and go.
 //!
-//! Apply: the child that will own the table → the watchdog → the table in one transaction → read it back → delete
-//! conntrack entries that were there before (a re-used source port would follow the old entry, past the rules).
+//! Apply: the child that will own the table → the watchdog → list the connections that stand → the table in one
+//! transaction, which leaves them alone → read it back → delete conntrack entries that were there before (a re-used
+//! source port would follow the old entry, past the rules), except those of standing connections.
 //!
 //! Undo, after the user side has reset the redirected connections: flush `capture` → wait until the resets are through
 //! → delete our entries → the table → the child. Why in this order: see [`rules`]. Every step is run, whatever became
@@ -21,7 +22,8 @@ use std::time::{Duration, Instant};
 use nix::ifaddrs::getifaddrs;
 use nix::unistd::geteuid;
 
-use super::conntrack::{self, Conntrack, Entry};
+use super::conntrack::{self, Conntrack, Entry, Tuple};
+use super::standing;
 use super::watchdog::Watchdog;
 use crate::error_chain;
 use crate::plan::Plan;
@@ -53,6 +55,9 @@ pub(crate) enum Error {
     /// The watchdog.
     #[error("starting the watchdog failed")]
     Watchdog(#[source] io::Error),
+    /// The connections that stand.
+    #[error("listing the connections that are open failed")]
+    Standing(#[source] standing::Error),
     /// The transaction; nothing of it was carried out.
     #[error("putting the rules in failed")]
     Rules(#[source] child::Error),
@@ -79,7 +84,8 @@ impl Error {
             Self::Watchdog(_) => "watchdog",
             Self::Rules(_) => "rules",
             Self::ReadBack(_) | Self::Lacking(_) => "verify",
-            Self::Conntrack(_) | Self::Addresses(_) => "conntrack",
+            Self::Standing(_) | Self::Addresses(_) => "standing",
+            Self::Conntrack(_) => "conntrack",
         }
     }
 }
@@ -90,6 +96,14 @@ pub(crate) struct Rules {
     plan: Plan,
     nft: Nft,
     watchdog: Watchdog,
+}
+
+/// What this machine had when the rules came.
+struct Before {
+    /// Its own addresses.
+    local: HashSet<IpAddr>,
+    /// Its connections with what is included.
+    standing: HashSet<Tuple>,
 }
 
 /// May this process change the firewall?
@@ -109,15 +123,15 @@ pub(super) fn apply(plan: Plan) -> Result<Rules, Error> {
         }
     };
     let mut rules = Rules { plan, nft, watchdog };
-    match rules.nft.run(&rules::apply(&rules.plan)) {
-        Ok(()) => {}
+    let before = match rules.put_in() {
+        Ok(before) => before,
         Err(error) => {
             // All or none, and it was none; if nft only was silent, the kernel clears up behind it.
             let _ = rules.leave();
-            return Err(Error::Rules(error));
+            return Err(error);
         }
-    }
-    match rules.settle() {
+    };
+    match rules.settle(&before) {
         Ok(()) => Ok(rules),
         Err(error) => {
             let _ = rules.undo(); // the first failure is the one to report
@@ -142,15 +156,23 @@ impl Rules {
         report
     }
 
+    /// The transaction. What was there before is listed as late as possible: a connection made in between is unknown.
+    fn put_in(&mut self) -> Result<Before, Error> {
+        let local = local_addresses().map_err(Error::Addresses)?;
+        let standing =
+            standing::connections(|to| is_covered(to, &self.plan, &local)).map_err(Error::Standing)?;
+        self.nft.run(&rules::apply(&self.plan, &standing)).map_err(Error::Rules)?;
+        Ok(Before { local, standing: standing.into_iter().collect() })
+    }
+
     /// Proof that the rules stand, then nothing from before may bypass them.
-    fn settle(&mut self) -> Result<(), Error> {
+    fn settle(&mut self, before: &Before) -> Result<(), Error> {
         let listing = self.nft.list(&["table", "inet", self.plan.table()]).map_err(Error::ReadBack)?;
         verify(&listing, &self.plan)?;
-        let local = local_addresses().map_err(Error::Addresses)?;
         let mut conntrack = Conntrack::open().map_err(Error::Conntrack)?;
-        let before =
-            conntrack.entries(|entry| is_from_before(entry, &self.plan, &local)).map_err(Error::Conntrack)?;
-        for entry in &before {
+        let stale =
+            conntrack.entries(|entry| is_stale(entry, &self.plan, before)).map_err(Error::Conntrack)?;
+        for entry in &stale {
             conntrack.delete(entry).map_err(Error::Conntrack)?;
         }
         Ok(())
@@ -225,16 +247,18 @@ fn is_ours(entry: &Entry, plan: &Plan) -> bool {
     entry.translated_to().is_some_and(|to| Some(to) == v4 || Some(to) == v6)
 }
 
-/// Made on this machine towards what is ours now, and not by our rules. Connections of containers that pass through
-/// this machine, and those that came in from outside, are not touched.
-fn is_from_before(entry: &Entry, plan: &Plan, local: &HashSet<IpAddr>) -> bool {
-    let to = entry.destination().ip();
-    local.contains(&entry.source().ip())
-        && plan.include().contains(to)
-        && !plan.exclude().contains(to)
-        && !to.is_loopback()
-        && !local.contains(&to)
+/// Made on this machine towards what is ours now, and neither by our rules nor still in use. Connections of containers
+/// that pass through this machine, and those that came in from outside, are not touched.
+fn is_stale(entry: &Entry, plan: &Plan, before: &Before) -> bool {
+    before.local.contains(&entry.source().ip())
+        && is_covered(entry.destination().ip(), plan, &before.local)
         && !is_ours(entry, plan)
+        && !(entry.is_standing() && before.standing.contains(&entry.original()))
+}
+
+/// Would the rules redirect a new connection to this address?
+fn is_covered(to: IpAddr, plan: &Plan, local: &HashSet<IpAddr>) -> bool {
+    plan.include().contains(to) && !plan.exclude().contains(to) && !to.is_loopback() && !local.contains(&to)
 }
 
 fn local_addresses() -> io::Result<HashSet<IpAddr>> {
@@ -247,7 +271,7 @@ fn local_addresses() -> io::Result<HashSet<IpAddr>> {
 }
 
 /// Every chain at its hook with as many rules as we wrote, the owner, and full sets. Not the words of each rule: they
-/// differ between versions of nft.
+/// differ between versions of nft. Nor what is in the sets of standing connections: it may have become less already.
 fn verify(listing: &str, plan: &Plan) -> Result<(), Error> {
     let lacking = |what: String| Err(Error::Lacking(what));
     let lines: Vec<&str> = listing.lines().map(str::trim).collect();
@@ -332,7 +356,7 @@ mod tests {
             ("chain guard {", "chain other {", "the chain guard (type filter hook output priority 0;)"),
             ("priority -110", "priority -100", "the chain capture (type nat hook output priority -110;)"),
             ("ct state", "}\nct state", "rules in the chain keep: 0 instead of 1"),
-            ("ct status", "ct status\nct status", "rules in the chain guard: 7 instead of 6"),
+            ("ct status", "ct status\nct status", "rules in the chain guard: 11 instead of 10"),
             ("elements", "", "the subnets of the set include4"),
         ] {
             let listing = LISTING.replacen(part, instead, 1);

@@ -44,12 +44,12 @@ const CTA_PROTOINFO_TCP_STATE: u16 = 1;
 const TCP: u8 = 6;
 
 /// From where to where, in one direction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(in crate::firewall) struct Tuple {
     /// Sender.
-    pub(super) src: SocketAddr,
+    pub(in crate::firewall) src: SocketAddr,
     /// Receiver.
-    pub(super) dst: SocketAddr,
+    pub(in crate::firewall) dst: SocketAddr,
 }
 
 /// A TCP connection as conntrack knows it.
@@ -75,6 +75,11 @@ impl TcpState {
     /// and CLOSE (8), whose sides know that it is over, and not NONE (0).
     pub(super) fn is_live(self) -> bool {
         matches!(self.0, 1..=6 | 9)
+    }
+
+    /// Do both sides know each other, and is it not over? SYN_RECV (2) to LAST_ACK (6).
+    pub(super) fn is_standing(self) -> bool {
+        matches!(self.0, 2..=6)
     }
 }
 
@@ -310,6 +315,8 @@ mod tests {
     fn states_in_which_somebody_may_wait() {
         let live: Vec<u8> = (0..=12).filter(|state| TcpState(*state).is_live()).collect();
         assert_eq!(live, [1, 2, 3, 4, 5, 6, 9]);
+        let standing: Vec<u8> = (0..=12).filter(|state| TcpState(*state).is_standing()).collect();
+        assert_eq!(standing, [2, 3, 4, 5, 6]);
     }
 
     #[test]
