@@ -88,6 +88,9 @@ pub async fn port_forward(cluster: &ClusterArgs, args: &PortForwardArgs) -> anyh
             transport,
         };
         let forwarding = port_forward::start(cluster, wanted, steps).await?;
+        for (address, port) in forwarding.places() {
+            steps.forwarding(address, port);
+        }
         steps.ready("Ctrl-C ends it");
         Err(forwarding.serve(&parts.connections, &mut parts.listeners).await.into())
     })

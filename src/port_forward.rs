@@ -90,10 +90,12 @@ pub struct Forwarding {
     way: Arc<Way>,
     /// With the index of its port.
     listeners: Vec<(usize, TcpListener)>,
+    /// In the pod that was found first.
+    ports: Vec<u16>,
     over: mpsc::Receiver<ForwardingError>,
 }
 
-/// Finds the pod, listens, and makes sure that the cluster lets us; prints where it listens.
+/// Finds the pod, listens, and makes sure that the cluster lets us.
 ///
 /// # Errors
 /// See [`ForwardingError`].
@@ -117,17 +119,20 @@ pub async fn start(
         .await
         .map_err(|source| ForwardingError::Probe { pod: found.pod.clone(), source })?;
     steps.done("pod", format_args!("{} over {transport}", found.pod));
-    for (index, listener) in &listeners {
-        // Asking a listener for its address cannot fail for a socket that is bound.
-        if let Ok(address) = listener.local_addr() {
-            steps.forwarding(address, found.ports[*index].pod);
-        }
-    }
+    let ports = found.ports.iter().map(|port| port.pod).collect();
     let (tell, over) = mpsc::channel(1);
-    Ok(Forwarding { way: Arc::new(Way::new(resolver, dialer, tell)), listeners, over })
+    Ok(Forwarding { way: Arc::new(Way::new(resolver, dialer, tell)), listeners, ports, over })
 }
 
 impl Forwarding {
+    /// Where it listens, and which port of the pod that leads to.
+    pub fn places(&self) -> impl Iterator<Item = (SocketAddr, u16)> {
+        // A bound socket has an address, so none is left out.
+        self.listeners
+            .iter()
+            .filter_map(|(index, listener)| Some((listener.local_addr().ok()?, self.ports[*index])))
+    }
+
     /// Serves, one task in `tasks` per listener, until going on makes no sense any more.
     pub async fn serve(mut self, connections: &Connections, tasks: &mut JoinSet<()>) -> ForwardingError {
         for (index, listener) in self.listeners {

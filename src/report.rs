@@ -13,6 +13,7 @@ use crate::cluster::delivery::DeliveryError;
 use crate::cluster::port_forward::PortForwardError;
 use crate::cluster::sshd_pod::PodError;
 use crate::cluster::target::TargetError;
+use crate::port_forward::ForwardingError;
 use crate::privileged::PrivilegedError;
 use crate::shutdown::Stop;
 
@@ -188,6 +189,9 @@ fn hint(cause: &(dyn StdError + 'static)) -> Option<String> {
             }
             _ => return None,
         });
+    }
+    if let Some(ForwardingError::Gone(_)) = cause.downcast_ref() {
+        return Some("`deploy/NAME` and `svc/NAME` go on with the pod that replaces it".into());
     }
     if let Some(error) = cause.downcast_ref::<Arc<TargetError>>() {
         return Some(match &**error {

@@ -16,6 +16,7 @@ use super::ForwardingError;
 use super::relay::{RelayError, Sent, relay};
 use crate::cluster::port_forward::{Dialer, PortForwardError, PortForwardStream};
 use crate::cluster::target::{Found, Resolver, TargetError};
+use crate::report::chain;
 
 /// An application is kept waiting for this long while there is no pod to take its connection: a container restarts and
 /// becomes ready in it, an API server starts again. Longer, and people take it for hanging.
@@ -41,15 +42,15 @@ impl Way {
         Self { resolver, dialer, name_returns: AtomicBool::new(true), over }
     }
 
-    /// Ends the command when the named pod is gone for good: its name will not return, or did not in all that time.
-    fn tell_if_gone(&self, error: &ConnectionError, waited: bool) {
-        if let ConnectionError::Target(error) = error
-            && error.is_gone()
-            && (waited || !self.name_returns.load(Ordering::Relaxed))
-        {
+    /// Whether the named pod is gone for good: its name will not return, or did not in all that time. The command ends then.
+    fn is_over(&self, error: &ConnectionError, waited: bool) -> bool {
+        let ConnectionError::Target(error) = error else { return false };
+        let over = error.is_gone() && (waited || !self.name_returns.load(Ordering::Relaxed));
+        if over {
             // One is enough to end it.
             let _ = self.over.try_send(ForwardingError::Gone(error.clone()));
         }
+        over
     }
 }
 
@@ -119,7 +120,7 @@ pub(super) async fn serve(mut socket: TcpStream, index: usize, way: Arc<Way>) {
     match carry(&mut socket, index, &way).await {
         Ok(pod) => tracing::debug!(pod, "closed"),
         Err(error) if error.concerns_user() => {
-            tracing::warn!(error = &error as &dyn std::error::Error, "connection reset");
+            tracing::warn!("connection reset: {}", chain(&error));
         }
         Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "reset"),
     }
@@ -184,7 +185,7 @@ async fn reach(
                     error
                 }
             };
-            if !last.may_pass() {
+            if !last.may_pass() || way.is_over(&last, false) {
                 return Err(());
             }
             tracing::debug!(error = &last as &dyn std::error::Error, "trying again");
@@ -200,7 +201,7 @@ async fn reach(
         Ok(Ok(reached)) => Ok(reached),
         Ok(Err(())) => Err(last),
         Err(_) => {
-            way.tell_if_gone(&last, true);
+            way.is_over(&last, true);
             Err(last)
         }
     }
@@ -215,11 +216,7 @@ async fn attempt(
 ) -> Result<(Arc<Found>, PortForwardStream), Failed> {
     let found = match way.resolver.find(avoid).await {
         Ok(found) => found,
-        Err(error) => {
-            let error = ConnectionError::Target(error);
-            way.tell_if_gone(&error, false);
-            return Err((None, error));
-        }
+        Err(error) => return Err((None, ConnectionError::Target(error))),
     };
     way.name_returns.store(found.name_returns, Ordering::Relaxed);
     match way.dialer.open(&found.pod, found.ports[index].pod).await {

@@ -37,8 +37,8 @@ pub(super) enum RelayError {
     #[error("local connection")]
     Local(#[source] io::Error),
     /// The pod's side, or the way there.
-    #[error("pod")]
-    Pod(#[source] io::Error),
+    #[error(transparent)]
+    Pod(io::Error),
 }
 
 /// What the application has sent so far, as long as it may have to be sent again. Lives as long as its connection.
@@ -197,4 +197,104 @@ async fn download(
 
 fn lock<'a, 'b>(common: &'a Mutex<Common<'b>>) -> MutexGuard<'a, Common<'b>> {
     common.lock().expect("nothing panics under the lock")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    /// Two ends of one connection.
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        (near.unwrap(), far.unwrap().0)
+    }
+
+    /// Relays between the two far ends in a task of its own; the near ends are the application and the pod.
+    async fn scene(
+        mut sent: Sent,
+    ) -> (TcpStream, TcpStream, tokio::task::JoinHandle<(Result<(), RelayError>, Sent)>) {
+        let ((application, mut socket), (pod, stream)) = (pair().await, pair().await);
+        kshuttle_wire::relay::arm(&socket);
+        let relayed = tokio::spawn(async move {
+            let result = relay(&mut socket, stream, &mut sent).await;
+            (result, sent)
+        });
+        (application, pod, relayed)
+    }
+
+    #[tokio::test]
+    async fn both_ends_arrive_as_ends_and_an_answer_after_the_applications_is_whole() {
+        let (mut application, mut pod, relayed) = scene(Sent::default()).await;
+        application.write_all(b"ask").await.unwrap();
+        application.shutdown().await.unwrap();
+        let mut asked = [0; 3];
+        pod.read_exact(&mut asked).await.unwrap();
+        for _ in 0..100 {
+            pod.write_all(&[7; 10_000]).await.unwrap();
+        }
+        pod.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        application.read_to_end(&mut answer).await.unwrap();
+        assert_eq!(answer, vec![7; 1_000_000]);
+        assert_eq!(pod.read(&mut [0; 1]).await.unwrap(), 0, "the application's end, in its time");
+        relayed.await.unwrap().0.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_error_of_the_pod_is_a_reset_for_the_application() {
+        let (mut application, mut pod, relayed) = scene(Sent::default()).await;
+        pod.write_all(b"half").await.unwrap();
+        application.read_exact(&mut [0; 4]).await.unwrap();
+        kshuttle_wire::relay::arm(&pod);
+        drop(pod);
+        let error = application.read(&mut [0; 1]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        assert!(matches!(relayed.await.unwrap().0, Err(RelayError::Pod(_))));
+    }
+
+    #[tokio::test]
+    async fn a_reset_of_the_application_is_noticed_after_its_end_too() {
+        let (mut application, mut pod, relayed) = scene(Sent::default()).await;
+        application.shutdown().await.unwrap();
+        assert_eq!(pod.read(&mut [0; 1]).await.unwrap(), 0);
+        kshuttle_wire::relay::arm(&application);
+        drop(application);
+        pod.write_all(b"too late").await.unwrap();
+        assert!(matches!(relayed.await.unwrap().0, Err(RelayError::Local(_))));
+    }
+
+    #[tokio::test]
+    async fn what_was_sent_without_an_answer_goes_to_the_next_pod() {
+        let (mut application, mut first, relayed) = scene(Sent::default()).await;
+        application.write_all(b"hello").await.unwrap();
+        first.read_exact(&mut [0; 5]).await.unwrap();
+        kshuttle_wire::relay::arm(&first);
+        drop(first);
+        let (result, sent) = relayed.await.unwrap();
+        assert!(result.is_err() && sent.is_complete() && !sent.is_answered());
+
+        let (mut application, mut second, relayed) = scene(sent).await;
+        application.write_all(b" again").await.unwrap();
+        let mut got = [0; 11];
+        second.read_exact(&mut got).await.unwrap();
+        assert_eq!(&got, b"hello again");
+        second.write_all(b"!").await.unwrap();
+        application.read_exact(&mut [0; 1]).await.unwrap();
+        drop((application, second));
+        let (_, sent) = relayed.await.unwrap();
+        assert!(!sent.is_complete() && sent.is_answered() && sent.kept.is_empty());
+    }
+
+    #[test]
+    fn too_much_is_not_kept() {
+        let mut sent = Sent::default();
+        for _ in 0..4 {
+            sent.keep(&Bytes::from(vec![0; KEPT_MAX / 4]));
+        }
+        assert!(sent.is_complete());
+        sent.keep(&Bytes::from_static(b"x"));
+        assert!(!sent.is_complete() && sent.kept.is_empty() && !sent.is_answered());
+    }
 }
