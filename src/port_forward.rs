@@ -121,7 +121,12 @@ pub async fn start(
     steps.done("pod", format_args!("{} over {transport}", found.pod));
     let ports = found.ports.iter().map(|port| port.pod).collect();
     let (tell, over) = mpsc::channel(1);
-    Ok(Forwarding { way: Arc::new(Way::new(resolver, dialer, tell)), listeners, ports, over })
+    Ok(Forwarding {
+        way: Arc::new(Way::new(resolver, dialer, found.name_returns, tell)),
+        listeners,
+        ports,
+        over,
+    })
 }
 
 impl Forwarding {

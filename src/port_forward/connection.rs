@@ -38,8 +38,14 @@ pub(super) struct Way {
 }
 
 impl Way {
-    pub(super) fn new(resolver: Resolver, dialer: Dialer, over: mpsc::Sender<ForwardingError>) -> Self {
-        Self { resolver, dialer, name_returns: AtomicBool::new(true), over }
+    /// `name_returns` of the pod that was found first.
+    pub(super) fn new(
+        resolver: Resolver,
+        dialer: Dialer,
+        name_returns: bool,
+        over: mpsc::Sender<ForwardingError>,
+    ) -> Self {
+        Self { resolver, dialer, name_returns: name_returns.into(), over }
     }
 
     /// Whether the named pod is gone for good: its name will not return, or did not in all that time. The command ends then.

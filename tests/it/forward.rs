@@ -298,7 +298,6 @@ async fn when_the_api_server_restarts_open_connections_are_reset_and_new_ones_wa
 #[tokio::test]
 async fn a_named_pod_that_cannot_come_back_ends_the_command() {
     let scene = scene("web-1", ":http", [Pod::new("web-1")]).await;
-    assert_eq!(scene.ask().await, "web-1:hi");
     scene.pods.lock().unwrap().clear();
     assert_reset(&mut scene.connect().await).await;
     let error = within(scene.running).await.unwrap();
