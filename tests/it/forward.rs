@@ -58,7 +58,7 @@ struct Api {
 }
 
 impl Api {
-    async fn start(address: &str, pods: Pods) -> Self {
+    fn start(address: &str, pods: Pods) -> Self {
         let listener = kshuttle::proxy::listen(address.parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
         let (report, asked) = mpsc::unbounded_channel();
@@ -176,7 +176,7 @@ struct Scene {
 
 async fn scene(target: &str, port: &str, pods: impl IntoIterator<Item = Pod>) -> Scene {
     let pods: Pods = Arc::new(Mutex::new(pods.into_iter().collect()));
-    let api = Api::start("127.0.0.1:0", pods.clone()).await;
+    let api = Api::start("127.0.0.1:0", pods.clone());
     let kubeconfig = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "c",
         "clusters": [{"name": "c", "cluster": {"server": format!("http://{}", api.address)}}],
@@ -285,11 +285,11 @@ async fn when_the_api_server_restarts_open_connections_are_reset_and_new_ones_wa
     let mut open = scene.connect().await;
     assert_eq!(ask(&mut open).await, "web-1:hi");
     let address = scene.api.address.to_string();
-    drop(std::mem::replace(&mut scene.api, Api::start("127.0.0.1:0", scene.pods.clone()).await));
+    drop(std::mem::replace(&mut scene.api, Api::start("127.0.0.1:0", scene.pods.clone())));
     assert_reset(&mut open).await;
     let mut waiting = scene.connect().await;
     waiting.write_all(b"hi").await.unwrap();
-    scene.api = Api::start(&address, scene.pods.clone()).await;
+    scene.api = Api::start(&address, scene.pods.clone());
     let mut answer = [0; 8];
     within(waiting.read_exact(&mut answer)).await.unwrap();
     assert_eq!(&answer, b"web-1:hi");
