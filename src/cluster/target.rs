@@ -1,7 +1,7 @@
 //! What the user wants to reach by port-forward, and which pod that is at the moment.
 //!
 //! `svc/web` → the Service's selector → its pods → the newest ready one ([`mod@choose`], pure) → its ports ([`ports`],
-//! pure). The answer is kept for a moment ([`FRESH`]); then, and after a failed connection, it is checked or sought again.
+//! pure). The answer is kept for a moment (`FRESH`); then, and after a failed connection, it is checked or sought again.
 
 pub mod choose;
 pub mod ports;
