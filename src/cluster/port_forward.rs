@@ -33,8 +33,11 @@ use std::{
     time::Duration,
 };
 
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use thiserror::Error;
 
+pub(super) use self::negotiate::is_name;
 pub use self::{
     error::PortForwardError, spdy::SpdyError, stream::PortForwardStream, websocket::WebSocketError,
 };
@@ -107,6 +110,21 @@ impl Dialer {
     /// Asks for the upgrade; the stream's data may be written at once. Whether anything listens on `port` shows only
     /// when reading. Takes at most 30 s; must be called within a tokio runtime. Safe to cancel.
     pub async fn open(&self, pod: &str, port: u16) -> Result<PortForwardStream, PortForwardError> {
+        let (transport, io) = self.upgrade(pod).await?;
+        tracing::debug!(pod, port, %transport, "port-forward open");
+        Ok(PortForwardStream::start(io, transport, port))
+    }
+
+    /// Asks for the upgrade and leaves at once, without touching any port of the pod: whether we may, and which way
+    /// works. Takes at most 30 s. Safe to cancel.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn probe(&self, pod: &str) -> Result<Transport, PortForwardError> {
+        Ok(self.upgrade(pod).await?.0)
+    }
+
+    async fn upgrade(&self, pod: &str) -> Result<(Transport, TokioIo<Upgraded>), PortForwardError> {
         let path = negotiate::path(&self.namespace, pod)?;
         let handshake = async {
             let first = match self.transport {
@@ -130,8 +148,7 @@ impl Dialer {
             .await
             .unwrap_or(Err(PortForwardError::Timeout { after: HANDSHAKE_WAIT }))?;
         self.works.set(transport);
-        tracing::debug!(pod, port, %transport, "port-forward open");
-        Ok(PortForwardStream::start(io, transport, port))
+        Ok((transport, io))
     }
 }
 
