@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -81,10 +82,10 @@ class Box:
     def __enter__(self) -> Box:
         try:
             self.outside([*self._cluster, "up"], UP_LIMIT)
+            self.programs = self._read_programs()
         except BaseException:
             self._down()
             raise
-        self.programs = self._read_programs()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -94,6 +95,9 @@ class Box:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # an impatient second Ctrl-C must not leave half of it
         self.outside([*self._cluster, "down"], COMMAND_LIMIT)
+        # Nobody else has a box of this name. What a failed `up` kept of its logs it has shown.
+        self.folder.with_name(f"{self.name}.lock").unlink(missing_ok=True)
+        shutil.rmtree(self.folder.with_name(f"{self.name}.failed"), ignore_errors=True)
 
     def _read_programs(self) -> dict[str, str]:
         words = shlex.split((self.folder / "programs").read_text())

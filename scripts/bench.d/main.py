@@ -85,7 +85,7 @@ def _run(options: argparse.Namespace) -> int:
             bench = Bench(box, rivals, QUICK if options.quick else Sizes(), Path(logs))
             samples = _rounds(bench, paths, options, about)
     print(table.markdown(paths, samples))
-    print(f"{about}; {os.cpu_count()} cores, {platform.system()} {platform.release()}, everything on them.")
+    print(f"* {about}; {os.cpu_count()} cores, {platform.system()} {platform.release()}, everything on them.")
     return 1 if any(sample.errors or sample.left for sample in samples) else 0
 
 

@@ -60,8 +60,8 @@ def markdown(paths: list[Way], samples: list[Sample]) -> str:
         base = [sample for sample in samples if sample.path == path.baseline]
         cells = [_cell(column, path, own, base, notes) for column in COLUMNS]
         lines.append(f"| {path.title} | {' | '.join(cells)} |")
-    lines += ["", *(f"[{number}] {text}" for number, text in enumerate(notes.lines, 1))]
-    return "\n".join([*lines, *_remarks(samples)]).rstrip()
+    explained = [f"* [{number}] {text}" for number, text in enumerate(notes.lines, 1)]
+    return "\n".join([*lines, "", *explained, *(f"* {remark}" for remark in _remarks(paths, samples))])
 
 
 def _cell(column: Column, path: Way, own: list[Sample], base: list[Sample], notes: Notes) -> str:
@@ -92,7 +92,7 @@ def _errors(column: Column, own: list[Sample]) -> list[str]:
 
 
 def _error(why: str, single: list[int], rounds: int) -> str:
-    counted = f", {sum(single)} single failures" if any(single) else ""
+    counted = f", {sum(single)} of all tries" if any(single) else ""
     return f"in {len(single)} of {rounds} rounds{counted}: {why}"
 
 
@@ -110,17 +110,19 @@ def _number(value: float) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _remarks(samples: list[Sample]) -> list[str]:
-    lines = [
-        f"Median of {max(sample.round for sample in samples)} interleaved rounds (smallest–largest) ×ratio, the median of the ratios",
-        f"within each round: to `{PORT_FORWARDED}` in rows of port-forwarding, to `{TUNNELLED}` in rows that reach the whole cluster.",
-        "Of ping, first answer, CPU and memory less is better.",
-    ]
+def _remarks(paths: list[Way], samples: list[Sample]) -> list[str]:
+    titles = {path.name: path.title for path in paths}
+    compared = [titles[name] for name in (PORT_FORWARDED, TUNNELLED) if name in titles]
     others = [sample.others for sample in samples]
-    if others:
-        lines.append(f"Others used {median(others):.0%} of the machine meanwhile (largest {max(others):.0%})"
-                     + ("; **compare rows, do not quote figures**." if max(others) > NOISY else "."))
-    ended = [f"{sample.path}, round {sample.round}: {sample.errors['end']}" for sample in samples if "end" in sample.errors]
-    left = [f"{sample.path}, round {sample.round}: {'; '.join(sample.left)}" for sample in samples if sample.left]
-    lines += [f"Ended while measured: {text}" for text in ended] + [f"Left behind: {text}" for text in left]
-    return ["", *lines]
+    noisy = "; **compare rows, do not quote figures**" if max(others) > NOISY else ""
+    remarks = [f"Median of the rounds ({max(sample.round for sample in samples)}, interleaved), smallest and largest in brackets."]
+    if compared:
+        remarks.append(f"× is the median of the ratios within a round, to {' or '.join(compared)}: whichever does the same job.")
+    remarks.append("Less is better from ping on. Memory is the largest resident set of each of the client's programs, summed.")
+    remarks.append(f"Others used {median(others):.0%} of the machine meanwhile (up to {max(others):.0%}){noisy}.")
+    for sample in samples:
+        if "end" in sample.errors:
+            remarks.append(f"{sample.path}, round {sample.round}, ended while measured: {sample.errors['end']}")
+        if sample.left:
+            remarks.append(f"{sample.path}, round {sample.round}, left behind: {'; '.join(sample.left)}")
+    return remarks
