@@ -1,43 +1,30 @@
 //! Joins everything: starts in order, waits, stops in the reverse order.
 //!
 //! Start: helper (a password is asked for first; the rest of the program has given up root by then) → cluster → pod →
-//! tunnel → listeners → rules. Stop: redirected connections are reset while the rules still stand → rules → tunnel →
-//! pod.
+//! tunnels → listeners → rules. Stop: redirected connections are reset while the rules still stand → rules → tunnels →
+//! pod. Between the two the keeper (`keeper.rs`) keeps pod and tunnels up.
+
+mod keeper;
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use ipnet::IpNet;
 use kshuttle_helper::protocol::Plan;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 
+use self::keeper::Keeper;
 use crate::addr::Subnet;
 use crate::cli::{ClusterArgs, PortForwardArgs, RedirectArgs, SocksArgs};
 use crate::cluster::client::{self, Cluster};
-use crate::cluster::delivery::Payload;
-use crate::cluster::port_forward::{Dialer, PortForwardStream};
-use crate::cluster::sshd_pod::wait::StartFailure;
-use crate::cluster::sshd_pod::{self, PodError, PodOptions, Program, RunAs, SshdPod};
 use crate::cluster::subnets;
 use crate::port_forward::{self, Wanted};
 use crate::privileged::{Helper, PrivilegedError, Starting};
 use crate::proxy::{self, Connections, redirect, socks};
 use crate::report::Steps;
 use crate::shutdown::Signals;
-use crate::tunnel::identity::{HostKey, Identity};
-use crate::tunnel::ssh::{Session, SessionError};
-
-/// How long a running pod's server may take to listen: it only has to read its environment and make a key.
-const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long a tunnel that ended waits to learn whether its pod did; the connections in it are reset already.
-const CAUSE_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Pause between tries to reach it.
-const LISTEN_PAUSE: Duration = Duration::from_millis(100);
+use crate::tunnel::pool::Pool;
 
 /// `kshuttle [SUBNET]…`: redirects until a signal, or until something ends that it needs.
 ///
@@ -46,11 +33,11 @@ const LISTEN_PAUSE: Duration = Duration::from_millis(100);
 pub async fn redirect(cluster: &ClusterArgs, args: &RedirectArgs, helper: Starting) -> anyhow::Result<()> {
     run(async |parts: &mut Parts, steps: &mut Steps| {
         parts.helper = Some(helper.hello().await?);
-        let (cluster, session) = parts.open_tunnel(cluster, steps).await?;
+        let cluster = parts.open_tunnel(cluster, steps).await?;
         let ranges = ranges(&cluster, &args.subnets, steps).await?;
-        parts.redirect(&cluster, &session, ranges, &args.exclude, steps).await?;
+        parts.redirect(&cluster, ranges, &args.exclude, steps).await?;
         steps.ready("Ctrl-C ends it");
-        parts.until_failure(&session).await
+        Err(parts.until_failure(steps).await)
     })
     .await
 }
@@ -63,12 +50,12 @@ pub async fn socks(cluster: &ClusterArgs, args: &SocksArgs) -> anyhow::Result<()
     run(async |parts: &mut Parts, steps: &mut Steps| {
         // Before anything else: the commonest mistake is a port that is taken.
         let listener = proxy::listen(args.listen).with_context(|| format!("listen on {}", args.listen))?;
-        let (_, session) = parts.open_tunnel(cluster, steps).await?;
+        parts.open_tunnel(cluster, steps).await?;
         let address = listener.local_addr().context("ask for the port")?;
-        let (connections, tunnel) = (parts.connections.clone(), session.clone());
+        let (connections, tunnel) = (parts.connections.clone(), parts.tunnel()?);
         parts.listeners.spawn(async move { socks::serve(listener, &connections, tunnel).await });
         steps.ready(format_args!("SOCKS5 on {address}, e.g. ALL_PROXY=socks5h://{address}; Ctrl-C ends it"));
-        parts.until_failure(&session).await
+        Err(parts.until_failure(steps).await)
     })
     .await
 }
@@ -119,8 +106,7 @@ async fn run(
 #[derive(Default)]
 struct Parts {
     helper: Option<Helper>,
-    pod: Option<SshdPod>,
-    session: Option<Session>,
+    keeper: Option<Keeper>,
     connections: Connections,
     /// One task per listener; they end when this is dropped.
     listeners: JoinSet<()>,
@@ -128,56 +114,20 @@ struct Parts {
 }
 
 impl Parts {
-    async fn open_tunnel(
-        &mut self,
-        args: &ClusterArgs,
-        steps: &mut Steps,
-    ) -> anyhow::Result<(Cluster, Session)> {
+    async fn open_tunnel(&mut self, args: &ClusterArgs, steps: &mut Steps) -> anyhow::Result<Cluster> {
         let cluster = connect_cluster(args, steps).await?;
-        let identity = Identity::generate().context("make this session's key")?;
-        let pod = self.start_pod(&cluster, args, &identity, steps).await?;
-        let dialer = Dialer::new(cluster.client().clone(), cluster.namespace(), args.transport);
-        let session = tokio::select! {
-            session = connect(&dialer, pod.name(), &identity, steps) => session?,
-            // A program that dies at once may have been seen running.
-            end = pod.ended() => return Err(start_failed(pod, end)),
-        };
-        self.session = Some(session.clone());
-        Ok((cluster, session))
+        self.keeper.insert(Keeper::new(cluster.clone(), args)?).start(steps).await?;
+        Ok(cluster)
     }
 
-    async fn start_pod(
-        &mut self,
-        cluster: &Cluster,
-        args: &ClusterArgs,
-        identity: &Identity,
-        steps: &mut Steps,
-    ) -> anyhow::Result<&SshdPod> {
-        let owner = owner();
-        let program = match &args.image {
-            Some(image) => Program::Image(image.clone()),
-            None => Program::Delivered { payload: Payload::load()?, carrier: args.carrier_image.clone() },
-        };
-        let options = PodOptions {
-            program,
-            run_as: args.run_as_user.map_or(RunAs::Default, RunAs::Uid),
-            authorized_key: identity.authorized_key().context("write down this session's key")?,
-            idle: args.pod_idle,
-            session: session_name(),
-            start_time_max: sshd_pod::START_TIME_MAX,
-            owner: owner.clone(),
-        };
-        sshd_pod::reap_finished(cluster, &owner).await;
-        let pod = self.pod.insert(sshd_pod::create(cluster, &options, |text| steps.waiting(text)).await?);
-        pod.wait_running(|text| steps.waiting(text)).await?;
-        steps.done("pod", format_args!("{} is running", pod.name()));
-        Ok(pod)
+    /// Where connections go.
+    fn tunnel(&self) -> anyhow::Result<Pool> {
+        Ok(self.keeper.as_ref().context("no tunnel was opened")?.pool().clone())
     }
 
     async fn redirect(
         &mut self,
         cluster: &Cluster,
-        session: &Session,
         include: Vec<IpNet>,
         exclude: &[Subnet],
         steps: &mut Steps,
@@ -193,7 +143,7 @@ impl Parts {
             let listener =
                 proxy::listen(SocketAddr::new(address, 0)).with_context(|| format!("listen on {address}"))?;
             ports[port] = Some(listener.local_addr().context("ask for the port")?.port());
-            let (connections, tunnel) = (self.connections.clone(), session.clone());
+            let (connections, tunnel) = (self.connections.clone(), self.tunnel()?);
             self.listeners.spawn(async move { redirect::serve(listener, &connections, tunnel).await });
         }
         // Our own way to the cluster must not lead through itself.
@@ -214,20 +164,13 @@ impl Parts {
         Ok(())
     }
 
-    /// Waits until something ends by itself that the session needs.
-    async fn until_failure(&mut self, session: &Session) -> anyhow::Result<Infallible> {
-        let pod = self.pod.as_ref();
-        let pod_ended = async {
-            match pod {
-                Some(pod) => anyhow!(pod.ended().await).context(format!("the pod {} ended", pod.name())),
+    /// Waits until something is lost that the session needs and nobody can replace.
+    async fn until_failure(&mut self, steps: &mut Steps) -> anyhow::Error {
+        let kept = async {
+            match self.keeper.as_mut() {
+                Some(keeper) => keeper.keep(steps).await,
                 None => std::future::pending().await,
             }
-        };
-        let tunnel_ended = async {
-            session.ended().await;
-            // If the pod's end is the cause, the API server knows it about now.
-            tokio::time::sleep(CAUSE_TIMEOUT).await;
-            anyhow!("the tunnel to the pod ended")
         };
         let helper_lost = async {
             match self.helper.as_mut() {
@@ -236,9 +179,8 @@ impl Parts {
             }
         };
         tokio::select! {
-            error = tunnel_ended => Err(error),
-            error = pod_ended => Err(error),
-            error = helper_lost => Err(error.into()),
+            error = kept => error,
+            error = helper_lost => error.into(),
         }
     }
 
@@ -262,17 +204,8 @@ impl Parts {
             }
         }
         self.listeners.abort_all();
-        if let Some(session) = self.session.take() {
-            session.close().await;
-        }
-        if let Some(pod) = self.pod.take() {
-            match pod.delete().await {
-                Ok(()) => steps.done("pod", "deleted"),
-                Err(error) => steps.say(format_args!(
-                    "warning: {}; it ends by itself when its idle time is over",
-                    crate::report::chain(&error)
-                )),
-            }
+        if let Some(keeper) = self.keeper.take() {
+            keeper.stop(steps).await;
         }
     }
 }
@@ -286,44 +219,6 @@ async fn connect_cluster(args: &ClusterArgs, steps: &mut Steps) -> anyhow::Resul
     let cluster = client::connect(&options).await?;
     steps.done("cluster", format_args!("{}, namespace {}", cluster.server(), cluster.namespace()));
     Ok(cluster)
-}
-
-/// Reaches the pod's server, which may have started only just now.
-async fn connect(
-    dialer: &Dialer,
-    pod: &str,
-    identity: &Identity,
-    steps: &mut Steps,
-) -> anyhow::Result<Session> {
-    let deadline = Instant::now() + LISTEN_TIMEOUT;
-    let host_key = HostKey::default();
-    loop {
-        let error = match attempt(dialer, pod, identity, &host_key).await {
-            Ok((session, transport)) => {
-                let fingerprint = host_key.fingerprint().unwrap_or_default();
-                steps.done("tunnel", format_args!("SSH over {transport}, host key {fingerprint}"));
-                return Ok(session);
-            }
-            Err(error) => error,
-        };
-        // The stream opens before anyone listens; what was refused shows in the handshake over it.
-        let early = matches!(error.downcast_ref(), Some(SessionError::Handshake(_)));
-        if !early || Instant::now() > deadline {
-            return Err(error);
-        }
-        tokio::time::sleep(LISTEN_PAUSE).await;
-    }
-}
-
-async fn attempt(
-    dialer: &Dialer,
-    pod: &str,
-    identity: &Identity,
-    host_key: &HostKey,
-) -> anyhow::Result<(Session, String)> {
-    let stream: PortForwardStream = dialer.open(pod, sshd_pod::LISTEN_PORT).await?;
-    let transport = stream.transport().to_string();
-    Ok((Session::start(stream, identity, host_key).await?, transport))
 }
 
 /// What to redirect: what the user says, else what the cluster tells.
@@ -348,10 +243,6 @@ fn owner() -> String {
 /// Names this run where several meet: its table and its pod's annotation. Process ids are unique on a machine.
 fn session_name() -> String {
     std::process::id().to_string()
-}
-
-fn start_failed(pod: &SshdPod, source: StartFailure) -> anyhow::Error {
-    PodError::Start { pod: pod.name().to_owned(), source }.into()
 }
 
 fn list(nets: &[IpNet]) -> String {

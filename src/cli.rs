@@ -136,6 +136,14 @@ pub struct ClusterArgs {
     #[arg(long, global = true, value_name = "TIME", default_value = "5m", value_parser = duration)]
     pub pod_idle: Duration,
 
+    /// Tunnels side by side, from 1 to 8
+    #[arg(long, global = true, value_name = "NUMBER", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=8))]
+    pub tunnels: u8,
+
+    /// Age at which a tunnel's connection to the API server is replaced; connections in it do not notice
+    #[arg(long, global = true, value_name = "TIME", default_value = "50m", value_parser = duration)]
+    pub tunnel_lifetime: Duration,
+
     /// Say more: -v what happens, -vv each connection, -vvv everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,

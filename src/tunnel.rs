@@ -1,9 +1,11 @@
-//! The tunnel: SSH over any byte stream, flows inside it.
+//! The tunnel: SSH over a link that survives its byte streams, flows inside it; several of them side by side.
 //!
 //! [`Connect`] is the only verb everything above uses: a stream to this target, or why not. What the byte stream is
 //! made of is not known here.
 
 pub mod identity;
+mod network;
+pub mod pool;
 pub mod ssh;
 
 use kshuttle_wire::flow::Flow;
@@ -18,5 +20,16 @@ pub trait Connect: Clone + Send + Sync + 'static {
     ///
     /// # Errors
     /// When there is no tunnel to ask through.
-    fn connect(&self, target: &Target) -> impl Future<Output = Result<Flow, OpenError>> + Send;
+    fn connect(&self, target: &Target) -> impl Future<Output = Result<Flow, ConnectError>> + Send;
+}
+
+/// Why nobody could be asked for a connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Its session ended, or the target is no host and port.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// There was none for as long as connections are held.
+    #[error("no tunnel within {} s", pool::HOLD.as_secs())]
+    NoTunnel,
 }

@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::{Connections, forward};
 use crate::addr::Target;
-use crate::tunnel::Connect;
+use crate::tunnel::{self, Connect};
 
 /// Time for the handshake: two small messages over loopback.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -52,7 +52,7 @@ enum ClientError {
     Tunnel {
         target: Target,
         #[source]
-        source: kshuttle_wire::flow::client::OpenError,
+        source: tunnel::ConnectError,
     },
 }
 

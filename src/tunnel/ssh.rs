@@ -1,18 +1,19 @@
 //! One SSH session with our pod, and the flows in it.
+//!
+//! It runs over a link: the session neither looks for dead peers nor keeps connections alive, the link does.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use kshuttle_wire::flow::Flow;
 use kshuttle_wire::flow::client::{FlowClient, OpenError};
-use kshuttle_wire::{ssh, write_queue};
+use kshuttle_wire::link::LinkStream;
+use kshuttle_wire::ssh;
 use russh::client::{self, DisconnectReason, Handle};
 use russh::keys::{PrivateKeyWithHashAlg, PublicKeyOrCertificate};
 use russh::{ChannelMsg, Disconnect};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
-use super::Connect;
 use super::identity::{HostKey, Identity};
 use crate::addr::Target;
 
@@ -58,21 +59,23 @@ impl Session {
     ///
     /// # Errors
     /// See [`SessionError`].
-    pub async fn start<S>(stream: S, identity: &Identity, host_key: &HostKey) -> Result<Self, SessionError>
-    where
-        S: AsyncRead + AsyncWrite + Send + 'static,
-    {
+    pub async fn start(
+        stream: LinkStream,
+        identity: &Identity,
+        host_key: &HostKey,
+    ) -> Result<Self, SessionError> {
         let handshake = Self::handshake(stream, identity, host_key);
         tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await.unwrap_or(Err(SessionError::Timeout))
     }
 
-    async fn handshake<S>(stream: S, identity: &Identity, host_key: &HostKey) -> Result<Self, SessionError>
-    where
-        S: AsyncRead + AsyncWrite + Send + 'static,
-    {
+    async fn handshake(
+        stream: LinkStream,
+        identity: &Identity,
+        host_key: &HostKey,
+    ) -> Result<Self, SessionError> {
         let ended = CancellationToken::new();
         let peer = Peer { host_key: host_key.clone(), ended: ended.clone() };
-        let mut handle = client::connect_stream(Arc::new(config()), write_queue::decouple(stream), peer)
+        let mut handle = client::connect_stream(Arc::new(config()), stream, peer)
             .await
             .map_err(|error| match error {
                 russh::Error::UnknownKey => SessionError::HostKey,
@@ -109,11 +112,18 @@ impl Session {
         // Fails when the session is over already.
         let _ = self.handle.disconnect(Disconnect::ByApplication, "", "").await;
     }
-}
 
-impl Connect for Session {
-    async fn connect(&self, target: &Target) -> Result<Flow, OpenError> {
+    /// Asks for a connection to `target`; see [`super::Connect::connect`].
+    ///
+    /// # Errors
+    /// When the session has ended.
+    pub async fn open(&self, target: &Target) -> Result<Flow, OpenError> {
         self.flows.open(&target.to_string()).await
+    }
+
+    /// Flows that are open now.
+    pub fn open_flows(&self) -> usize {
+        self.flows.open_flows()
     }
 }
 
@@ -124,9 +134,7 @@ fn config() -> client::Config {
         maximum_packet_size: ssh::MAX_PACKET,
         channel_buffer_size: ssh::CHANNEL_BUFFER,
         preferred: ssh::preferred(),
-        inactivity_timeout: None, // keep-alives find a dead peer; an idle session is a session
-        keepalive_interval: Some(ssh::KEEPALIVE_INTERVAL),
-        keepalive_max: ssh::KEEPALIVE_MAX,
+        inactivity_timeout: None, // the link finds a dead peer; an idle session is a session
         ..Default::default()
     }
 }

@@ -74,6 +74,7 @@ pub struct FlowSend {
 /// Receiving half of a [`Flow`].
 pub struct FlowRecv {
     state: RecvState,
+    _counted: Option<client::Counted>,
 }
 
 enum RecvState {
@@ -82,12 +83,13 @@ enum RecvState {
 }
 
 impl Flow {
-    fn opening(stream: SendStream<Bytes>, response: ResponseFuture) -> Self {
-        Self { send: FlowSend { stream }, recv: FlowRecv { state: RecvState::Opening(response) } }
+    fn opening(stream: SendStream<Bytes>, response: ResponseFuture, counted: client::Counted) -> Self {
+        let recv = FlowRecv { state: RecvState::Opening(response), _counted: Some(counted) };
+        Self { send: FlowSend { stream }, recv }
     }
 
     fn open(stream: SendStream<Bytes>, recv: RecvStream) -> Self {
-        Self { send: FlowSend { stream }, recv: FlowRecv { state: RecvState::Open(recv) } }
+        Self { send: FlowSend { stream }, recv: FlowRecv { state: RecvState::Open(recv), _counted: None } }
     }
 }
 

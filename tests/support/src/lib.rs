@@ -9,6 +9,7 @@
 pub mod harness;
 pub mod http;
 pub mod kshuttle;
+pub mod line;
 pub mod net;
 pub mod sshd;
 

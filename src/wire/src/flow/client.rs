@@ -1,5 +1,8 @@
 //! The laptop's end: opens flows.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{Method, Request, Uri, Version};
@@ -15,7 +18,11 @@ const INITIAL_STREAMS: usize = 10_000;
 pub struct FlowClient {
     requests: SendRequest<Bytes>,
     closed: CancellationToken,
+    open: Arc<AtomicUsize>,
 }
+
+/// A flow that is open, for whoever counts them.
+pub(super) struct Counted(Arc<AtomicUsize>);
 
 /// Why no flow could be asked for at all.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +55,7 @@ impl FlowClient {
             }
             drop(guard);
         });
-        Ok(Self { requests, closed })
+        Ok(Self { requests, closed, open: Arc::default() })
     }
 
     /// Asks for a connection to `authority` (`host:port`, IPv6 in brackets) and returns at once: data may be sent
@@ -68,11 +75,29 @@ impl FlowClient {
         *request.uri_mut() = uri;
         let mut requests = self.requests.clone().ready().await.map_err(OpenError::Closed)?;
         let (response, stream) = requests.send_request(request, false).map_err(OpenError::Closed)?;
-        Ok(Flow::opening(stream, response))
+        Ok(Flow::opening(stream, response, Counted::new(&self.open)))
     }
 
     /// Cancelled when the session has ended; every flow of it has then got an error.
     pub fn closed(&self) -> &CancellationToken {
         &self.closed
+    }
+
+    /// Flows that are open now.
+    pub fn open_flows(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+}
+
+impl Counted {
+    fn new(open: &Arc<AtomicUsize>) -> Self {
+        open.fetch_add(1, Ordering::Relaxed);
+        Self(open.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -1,0 +1,222 @@
+//! Our pod and the tunnels to it, kept up for as long as the session lasts.
+//!
+//! The tunnels mend themselves (see [`crate::tunnel::pool`]); here is what they cannot: make the pod, and make another
+//! when it is gone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use backon::{BackoffBuilder, ExponentialBuilder};
+use futures::FutureExt;
+use tokio::time::Instant;
+
+use super::{owner, session_name};
+use crate::cli::ClusterArgs;
+use crate::cluster::api_error::ApiError;
+use crate::cluster::client::Cluster;
+use crate::cluster::delivery::Payload;
+use crate::cluster::port_forward::{Dialer, PortForwardError};
+use crate::cluster::sshd_pod::wait::StartFailure;
+use crate::cluster::sshd_pod::{self, PodError, PodOptions, Program, RunAs, SshdPod};
+use crate::report::{Steps, chain};
+use crate::tunnel::identity::{HostKey, Identity};
+use crate::tunnel::pool::{DialError, Dialed, Pool, Route, Settings};
+
+/// How long a running pod's server may take to listen: it only has to read its environment and make a key.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A pod that ended sooner than this after its tunnel stood did not end by chance.
+const SETTLED: Duration = Duration::from_secs(30);
+
+/// Pods in a row that may end before they settled; then the cause is in the pod, and another one will not do better.
+const UNSETTLED_MAX: u32 = 3;
+
+/// Pauses between attempts to make another pod while the API server does not answer.
+const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(500))
+    .with_max_delay(Duration::from_secs(10))
+    .with_jitter()
+    .without_max_times();
+
+/// The pod, once there is one, and the tunnels to it.
+pub(super) struct Keeper {
+    cluster: Cluster,
+    dialer: Dialer,
+    args: ClusterArgs,
+    identity: Identity,
+    pool: Pool,
+    pod: Option<SshdPod>,
+}
+
+impl Keeper {
+    /// Nothing is started yet, but connections are held already.
+    pub(super) fn new(cluster: Cluster, args: &ClusterArgs) -> anyhow::Result<Self> {
+        Ok(Self {
+            dialer: Dialer::new(cluster.client().clone(), cluster.namespace(), args.transport),
+            cluster,
+            args: args.clone(),
+            identity: Identity::generate().context("make this session's key")?,
+            pool: Pool::start(Settings { tunnels: args.tunnels.into(), lifetime: args.tunnel_lifetime }),
+            pod: None,
+        })
+    }
+
+    pub(super) fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    pub(super) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Makes the pod and waits for the first tunnel to it.
+    pub(super) async fn start(&mut self, steps: &mut Steps) -> anyhow::Result<()> {
+        self.make_pod(steps).await?;
+        let Self { pod: Some(pod), pool, .. } = self else { unreachable!("made above") };
+        let host_key = HostKey::default();
+        pool.lead(Some(route(&self.dialer, pod, &self.identity, &host_key)));
+        let way = tokio::select! {
+            way = pool.first_up(LISTEN_TIMEOUT) => way?,
+            // A program that dies at once may have been seen running.
+            end = pod.ended() => return Err(start_failed(pod, end)),
+        };
+        let fingerprint = host_key.fingerprint().unwrap_or_default();
+        steps.done("tunnel", format_args!("SSH over {way}, host key {fingerprint}"));
+        Ok(())
+    }
+
+    /// Replaces the pod whenever it ends; returns why there can be no other.
+    pub(super) async fn keep(&mut self, steps: &mut Steps) -> anyhow::Error {
+        let mut unsettled = 0;
+        while let Some(pod) = &self.pod {
+            let stood = Instant::now();
+            let end = pod.ended().await;
+            // Its connections are lost in any case; the applications should learn of it now.
+            self.pool.lead(None);
+            unsettled = if stood.elapsed() < SETTLED { unsettled + 1 } else { 0 };
+            if unsettled == UNSETTLED_MAX {
+                return start_failed(pod, end).context(format!("{UNSETTLED_MAX} pods ended one after the other"));
+            }
+            steps.restart();
+            steps.say(format_args!(
+                "the pod {} ended ({}): its connections were reset, new ones wait for another pod",
+                pod.name(),
+                chain(&end)
+            ));
+            if let Err(error) = self.replace(steps).await {
+                return error;
+            }
+        }
+        unreachable!("keep() is called after start()")
+    }
+
+    async fn replace(&mut self, steps: &mut Steps) -> anyhow::Result<()> {
+        let mut pauses = PAUSES.build();
+        loop {
+            let error = match self.start(steps).await {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            if !passes(&error) {
+                return Err(error.context("make another pod"));
+            }
+            steps.waiting(&format!("for the API server: {}", chain(error.as_ref())));
+            tokio::time::sleep(pauses.next().unwrap_or_default()).await;
+        }
+    }
+
+    /// Ends the tunnels and deletes the pod. Failures are told.
+    pub(super) async fn stop(self, steps: &mut Steps) {
+        self.pool.close().await;
+        let Some(pod) = self.pod else { return };
+        match pod.delete().await {
+            Ok(()) => steps.done("pod", "deleted"),
+            Err(error) => steps.say(format_args!(
+                "warning: {}; it ends by itself when its idle time is over",
+                chain(&error)
+            )),
+        }
+    }
+
+    async fn make_pod(&mut self, steps: &mut Steps) -> anyhow::Result<()> {
+        let program = match &self.args.image {
+            Some(image) => Program::Image(image.clone()),
+            None => Program::Delivered {
+                payload: Payload::load()?,
+                carrier: self.args.carrier_image.clone(),
+            },
+        };
+        let owner = owner();
+        let options = PodOptions {
+            program,
+            run_as: self.args.run_as_user.map_or(RunAs::Default, RunAs::Uid),
+            authorized_key: self.identity.authorized_key().context("write down this session's key")?,
+            idle: self.args.pod_idle,
+            session: session_name(),
+            start_time_max: sshd_pod::START_TIME_MAX,
+            owner: owner.clone(),
+        };
+        if let Some(before) = self.pod.take() {
+            // It ended, or its replacement did not start: what is left of it is of no use.
+            if let Err(error) = before.delete().await {
+                tracing::info!(error = chain(&error), "the pod before stays");
+            }
+        }
+        sshd_pod::reap_finished(&self.cluster, &owner).await;
+        let pod = sshd_pod::create(&self.cluster, &options, |text| steps.waiting(text)).await?;
+        // Known before it runs: a stop meanwhile deletes it.
+        let pod = self.pod.insert(pod);
+        pod.wait_running(|text| steps.waiting(text)).await?;
+        steps.done("pod", format_args!("{} is running", pod.name()));
+        Ok(())
+    }
+}
+
+fn route(dialer: &Dialer, pod: &SshdPod, identity: &Identity, host_key: &HostKey) -> Route {
+    let (dialer, name) = (dialer.clone(), pod.name().to_owned());
+    let dial = move || {
+        let (dialer, name) = (dialer.clone(), name.clone());
+        async move {
+            match dialer.open(&name, sshd_pod::LISTEN_PORT).await {
+                Ok(stream) => Ok(Dialed { way: stream.transport().to_string(), stream: Box::new(stream) }),
+                Err(error) => {
+                    let lasting = matches!(
+                        error,
+                        PortForwardError::Unauthorized { .. }
+                            | PortForwardError::Forbidden { .. }
+                            | PortForwardError::NotFound { .. }
+                    );
+                    Err(DialError { cause: Arc::new(error.into()), lasting })
+                }
+            }
+        }
+        .boxed()
+    };
+    Route {
+        name: pod.name().to_owned(),
+        dial: Arc::new(dial),
+        identity: identity.clone(),
+        host_key: host_key.clone(),
+    }
+}
+
+/// Whether the same may succeed later without anybody acting: the API server is not there now.
+fn passes(error: &anyhow::Error) -> bool {
+    let api = error.chain().find_map(|cause| cause.downcast_ref::<PodError>()).and_then(PodError::api_error);
+    match api {
+        Some(ApiError::Timeout(_) | ApiError::Transport(_) | ApiError::Strange(_)) => true,
+        Some(ApiError::Other { code, .. }) => *code == 429 || *code >= 500,
+        Some(_) => false,
+        None => error.chain().any(|cause| {
+            matches!(
+                cause.downcast_ref(),
+                Some(PortForwardError::Dial(_) | PortForwardError::Timeout { .. } | PortForwardError::Server { .. })
+            )
+        }),
+    }
+}
+
+fn start_failed(pod: &SshdPod, source: StartFailure) -> anyhow::Error {
+    PodError::Start { pod: pod.name().to_owned(), source }.into()
+}

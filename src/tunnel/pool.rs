@@ -1,0 +1,215 @@
+//! Several tunnels to one pod: where a new flow goes, and what it does while there is none.
+//!
+//! ```text
+//!  Route (how to reach the pod) ─▶ slot 0: link + session ─┐
+//!                               └▶ slot 1: link + session ─┴─▶ Pool::connect: the least loaded that is attached
+//! ```
+//!
+//! A slot (`slot.rs`) keeps its link attached to byte streams, one after the other; the session over it does not
+//! notice. Only when the link itself is lost does the session end, with every flow of it; then the slot makes both
+//! anew. Nothing here knows what the byte streams are made of.
+
+mod slot;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use kshuttle_wire::flow::Flow;
+use kshuttle_wire::flow::client::OpenError;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use self::slot::Slot;
+pub use self::slot::TunnelStatus;
+use super::identity::{HostKey, Identity};
+use super::network::Changes;
+use super::{Connect, ConnectError};
+use crate::addr::Target;
+
+/// Tunnels to a pod. Two: a path that fails leaves the other one, and the planned renewal of one disturbs nobody.
+pub const TUNNELS: usize = 2;
+
+/// How long a new connection waits for a tunnel. Long enough for an API server's restart or a new pod, shorter than
+/// the time most applications wait for an answer.
+pub const HOLD: Duration = Duration::from_secs(30);
+
+/// Age at which a byte stream is replaced by a fresh one, if nothing else is said: load balancers in front of API
+/// servers commonly cut connections after an hour.
+pub const LIFETIME: Duration = Duration::from_secs(50 * 60);
+
+/// What a tunnel's byte stream must be able to do.
+pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
+
+/// How to reach one pod. A clone is the same route.
+#[derive(Clone)]
+pub struct Route {
+    /// The pod, as people call it.
+    pub name: String,
+    /// Opens a byte stream to its server.
+    pub dial: Arc<dyn Fn() -> BoxFuture<'static, Result<Dialed, DialError>> + Send + Sync>,
+    /// Who we are.
+    pub identity: Identity,
+    /// Who the pod is, pinned by the first session.
+    pub host_key: HostKey,
+}
+
+/// A fresh byte stream.
+pub struct Dialed {
+    /// The stream.
+    pub stream: Box<dyn ByteStream>,
+    /// What it is made of, for people.
+    pub way: String,
+}
+
+/// Why there is no byte stream.
+#[derive(Debug, Clone)]
+pub struct DialError {
+    /// Its cause.
+    pub cause: Arc<anyhow::Error>,
+    /// Whether trying again cannot help unless somebody else acts: a right is missing, the pod is gone.
+    pub lasting: bool,
+}
+
+/// Settings of a pool.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// How many tunnels.
+    pub tunnels: usize,
+    /// Age at which a byte stream is replaced.
+    pub lifetime: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { tunnels: TUNNELS, lifetime: LIFETIME }
+    }
+}
+
+/// The tunnels. Cheap to clone; they end when the last clone is dropped.
+#[derive(Clone)]
+pub struct Pool {
+    shared: Arc<Shared>,
+    _tasks: Arc<JoinSet<()>>,
+}
+
+struct Shared {
+    settings: Settings,
+    route: watch::Sender<Option<Route>>,
+    slots: Vec<Slot>,
+    /// Told whenever a slot's state changes.
+    changed: watch::Sender<()>,
+    /// Told when this machine's network changed.
+    network: watch::Sender<()>,
+}
+
+impl Pool {
+    /// Starts without a route: connections are held until [`lead`](Self::lead) gives one.
+    pub fn start(settings: Settings) -> Self {
+        let shared = Arc::new(Shared {
+            settings,
+            route: watch::Sender::new(None),
+            slots: (0..settings.tunnels).map(Slot::new).collect(),
+            changed: watch::Sender::new(()),
+            network: watch::Sender::new(()),
+        });
+        let mut tasks = JoinSet::new();
+        for index in 0..settings.tunnels {
+            tasks.spawn(slot::run(shared.clone(), index));
+        }
+        tasks.spawn(watch_network(shared.clone()));
+        Self { shared, _tasks: Arc::new(tasks) }
+    }
+
+    /// Leads all tunnels to another pod, or to none. Flows to the pod before are reset at once.
+    pub fn lead(&self, route: Option<Route>) {
+        self.shared.route.send_replace(route);
+    }
+
+    /// Waits for the first tunnel of the present route, at most `limit`.
+    ///
+    /// # Errors
+    /// The last attempt's error, at once if trying again cannot help.
+    pub async fn first_up(&self, limit: Duration) -> Result<String, Arc<anyhow::Error>> {
+        let mut changed = self.shared.changed.subscribe();
+        let deadline = Instant::now() + limit;
+        loop {
+            changed.borrow_and_update();
+            if let Some(way) = self.shared.slots.iter().find_map(Slot::way) {
+                return Ok(way);
+            }
+            let error = self.shared.slots.iter().find_map(Slot::last_error);
+            if let Some(error) = error.as_ref().filter(|error| error.lasting) {
+                return Err(error.cause.clone());
+            }
+            if tokio::time::timeout_at(deadline, changed.changed()).await.is_err() {
+                let silence = || Arc::new(anyhow::anyhow!("no answer within {} s", limit.as_secs()));
+                return Err(error.map_or_else(silence, |error| error.cause));
+            }
+        }
+    }
+
+    /// The state of each tunnel.
+    pub fn status(&self) -> Vec<TunnelStatus> {
+        self.shared.slots.iter().map(Slot::status).collect()
+    }
+
+    /// Ends all tunnels orderly: the pod learns of it at once. Flows are reset.
+    pub async fn close(&self) {
+        for slot in &self.shared.slots {
+            slot.close().await;
+        }
+        self.lead(None);
+    }
+
+    /// The tunnel a new flow goes to: attached, with the fewest bytes on their way, then the fewest flows.
+    fn best(&self) -> Option<super::ssh::Session> {
+        let ready = self.shared.slots.iter().filter_map(Slot::ready);
+        ready.min_by_key(|(load, _)| *load).map(|(_, session)| session)
+    }
+}
+
+impl Connect for Pool {
+    async fn connect(&self, target: &Target) -> Result<Flow, ConnectError> {
+        let mut changed = self.shared.changed.subscribe();
+        let deadline = Instant::now() + HOLD;
+        loop {
+            changed.borrow_and_update();
+            if let Some(session) = self.best() {
+                match session.open(target).await {
+                    // It ended while we asked; its slot learns of it now.
+                    Err(OpenError::Closed(_)) if Instant::now() < deadline => {}
+                    answer => return Ok(answer?),
+                }
+            }
+            if tokio::time::timeout_at(deadline, changed.changed()).await.is_err() {
+                tracing::warn!(%target, "connection reset: no tunnel within {} s", HOLD.as_secs());
+                return Err(ConnectError::NoTunnel);
+            }
+        }
+    }
+}
+
+impl fmt::Display for DialError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#}", self.cause)
+    }
+}
+
+async fn watch_network(shared: Arc<Shared>) {
+    let changes = match Changes::listen() {
+        Ok(changes) => changes,
+        Err(error) => return tracing::info!(%error, "changes of the network are not told to us"),
+    };
+    while let Ok(()) = changes.next().await {
+        tracing::debug!("the network changed");
+        shared.network.send_replace(());
+        for slot in &shared.slots {
+            slot.probe();
+        }
+    }
+}

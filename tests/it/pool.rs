@@ -1,0 +1,249 @@
+//! Tunnels that survive what happens to their byte streams.
+
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures::FutureExt;
+use kshuttle::addr::Target;
+use kshuttle::tunnel::identity::{HostKey, Identity};
+use kshuttle::tunnel::pool::{DialError, Dialed, HOLD, Pool, Route, Settings};
+use kshuttle::tunnel::{Connect, ConnectError};
+use kshuttle_test_support::line::{Direction, Line, Quality};
+use kshuttle_test_support::net::{echo, greet_and_hold, server};
+use kshuttle_test_support::sshd::Sshd;
+use kshuttle_test_support::{pattern, within};
+use kshuttle_wire::relay;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// A pod, a bad line to it, and a pool of tunnels over the line.
+struct Scene {
+    identity: Identity,
+    pod: Sshd,
+    line: Line,
+    pool: Pool,
+    dials: Arc<AtomicUsize>,
+    /// The API server is not there: no new byte stream.
+    unreachable: Arc<AtomicBool>,
+}
+
+impl Scene {
+    async fn start(settings: Settings) -> Self {
+        let identity = Identity::generate().unwrap();
+        let pod = Sshd::start(&identity.authorized_key().unwrap()).await;
+        let line = Line::start(pod.address, 7).await;
+        let pool = Pool::start(settings);
+        let scene = Self { identity, pod, line, pool, dials: Arc::default(), unreachable: Arc::default() };
+        scene.pool.lead(Some(scene.route()));
+        within(scene.pool.first_up(Duration::from_secs(60))).await.unwrap();
+        scene
+    }
+
+    fn route(&self) -> Route {
+        let (address, dials, unreachable) = (self.line.address, self.dials.clone(), self.unreachable.clone());
+        let dial = move || {
+            let (dials, unreachable) = (dials.clone(), unreachable.clone());
+            async move {
+                dials.fetch_add(1, Ordering::Relaxed);
+                if unreachable.load(Ordering::Relaxed) {
+                    let cause = Arc::new(anyhow::anyhow!("nobody is there"));
+                    return Err(DialError { cause, lasting: false });
+                }
+                let stream = TcpStream::connect(address).await.map_err(|error| DialError {
+                    cause: Arc::new(error.into()),
+                    lasting: false,
+                })?;
+                stream.set_nodelay(true).unwrap();
+                Ok(Dialed { stream: Box::new(stream), way: "loopback".into() })
+            }
+            .boxed()
+        };
+        Route {
+            name: "pod".into(),
+            dial: Arc::new(dial),
+            identity: self.identity.clone(),
+            host_key: HostKey::default(),
+        }
+    }
+
+    /// An application's socket, relayed through the pool to `target`.
+    async fn application(&self, target: impl Into<Target>) -> TcpStream {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let application = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        relay::arm(&accepted);
+        let (pool, target) = (self.pool.clone(), target.into());
+        tokio::spawn(async move {
+            if let Ok(flow) = pool.connect(&target).await {
+                let _ = relay::relay(accepted, flow).await;
+            }
+        });
+        application
+    }
+
+    fn survived(&self) -> u64 {
+        self.pool.status().iter().map(|tunnel| tunnel.survived).sum()
+    }
+
+    /// Waits until `condition` holds.
+    async fn until(&self, condition: impl Fn(&Self) -> bool) {
+        let wait = async {
+            while !condition(self) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        within(wait).await;
+    }
+}
+
+/// Sends `length` bytes and reads the echo at the same time; they must be the same.
+async fn exchange(mut application: TcpStream, length: usize) {
+    let (mut read, mut write) = application.split();
+    let sent = pattern(length);
+    let mut got = Vec::with_capacity(length);
+    let send = async {
+        write.write_all(&sent).await.unwrap();
+        write.shutdown().await.unwrap();
+    };
+    tokio::join!(send, async { within(read.read_to_end(&mut got)).await.unwrap() });
+    assert!(got == sent, "{} of {length} bytes", got.len());
+}
+
+async fn ping(application: &mut TcpStream) {
+    application.write_all(b"x").await.unwrap();
+    within(application.read_exact(&mut [0; 1])).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flows_do_not_notice_that_their_byte_streams_are_reset() {
+    let scene = Scene::start(Settings::default()).await;
+    let target = server(echo).await;
+    let mut transfers = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        transfers.spawn(exchange(scene.application(target).await, 16 << 20));
+    }
+    // A reset after every 8 MiB or so that went through.
+    let faults = async {
+        let mut next = 8 << 20;
+        loop {
+            scene.until(|scene| scene.line.carried() > next).await;
+            scene.line.reset_all();
+            next += 8 << 20;
+        }
+    };
+    tokio::select! {
+        () = faults => {}
+        results = transfers.join_all() => assert_eq!(results.len(), 4),
+    }
+    assert!(scene.survived() >= 10, "{:?}", scene.pool.status());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_flow_outlives_an_outage_and_new_ones_wait_for_its_end() {
+    let scene = Scene::start(Settings::default()).await;
+    let target = server(echo).await;
+    let mut idle = scene.application(target).await;
+    ping(&mut idle).await;
+    scene.unreachable.store(true, Ordering::Relaxed);
+    scene.line.reset_all();
+    scene.until(|scene| scene.pool.status().iter().all(|tunnel| !tunnel.up)).await;
+    let mut new = scene.application(target).await;
+    new.write_all(b"x").await.unwrap();
+    let dials = scene.dials.load(Ordering::Relaxed);
+    scene.until(|scene| scene.dials.load(Ordering::Relaxed) > dials + 2).await;
+    assert!(new.try_read(&mut [0; 1]).is_err(), "there is no way yet");
+    scene.unreachable.store(false, Ordering::Relaxed);
+    within(new.read_exact(&mut [0; 1])).await.unwrap();
+    ping(&mut idle).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_path_is_found_and_left() {
+    let scene = Scene::start(Settings { tunnels: 1, ..Settings::default() }).await;
+    let mut idle = scene.application(server(echo).await).await;
+    ping(&mut idle).await;
+    scene.line.black_hole_all();
+    ping(&mut idle).await; // `within` bounds it; the link's own bound is tested without a clock
+    assert_eq!(scene.survived(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn byte_streams_are_renewed_before_others_cut_them() {
+    let scene =
+        Scene::start(Settings { tunnels: 1, lifetime: Duration::from_millis(50) }).await;
+    let mut idle = scene.application(server(echo).await).await;
+    ping(&mut idle).await;
+    let dials = scene.dials.load(Ordering::Relaxed);
+    scene.until(|scene| scene.dials.load(Ordering::Relaxed) >= dials + 5).await;
+    ping(&mut idle).await;
+    assert_eq!(scene.survived(), 0, "a renewal is no loss");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_pod_resets_the_flows_of_the_old_one_at_once() {
+    let scene = Scene::start(Settings::default()).await;
+    let mut old = scene.application(server(greet_and_hold).await).await;
+    within(old.read_exact(&mut [0; 5])).await.unwrap();
+    scene.pool.lead(None);
+    let error = within(old.read(&mut [0; 1])).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    let mut new = scene.application(server(echo).await).await;
+    scene.pool.lead(Some(scene.route()));
+    ping(&mut new).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_forgot_the_session_gets_a_new_one() {
+    let mut scene = Scene::start(Settings { tunnels: 1, ..Settings::default() }).await;
+    let mut old = scene.application(server(greet_and_hold).await).await;
+    within(old.read_exact(&mut [0; 5])).await.unwrap();
+    // The container was restarted: same pod, same port of the line, nothing remembered.
+    let restarted = Sshd::start(&scene.identity.authorized_key().unwrap()).await;
+    let line = Line::start(restarted.address, 8).await;
+    let moved = line.address;
+    scene.pod = restarted;
+    let old_line = std::mem::replace(&mut scene.line, line);
+    old_line.lead(moved);
+    old_line.reset_all();
+    let error = within(old.read(&mut [0; 1])).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flows_are_spread_over_the_tunnels() {
+    let scene = Scene::start(Settings::default()).await;
+    scene.until(|scene| scene.pool.status().iter().all(|tunnel| tunnel.up)).await;
+    let target = server(echo).await;
+    let mut open = Vec::new();
+    for _ in 0..8 {
+        let mut application = scene.application(target).await;
+        ping(&mut application).await;
+        open.push(application);
+    }
+    let flows: Vec<usize> = scene.pool.status().iter().map(|tunnel| tunnel.flows).collect();
+    assert_eq!(flows, [4, 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_tunnel_a_connection_is_held_for_a_while() {
+    let pool = Pool::start(Settings::default());
+    let start = tokio::time::Instant::now();
+    let target = "10.96.0.1:80".parse::<std::net::SocketAddr>().unwrap();
+    let refused = pool.connect(&target.into()).await;
+    assert!(matches!(refused, Err(ConnectError::NoTunnel)));
+    assert_eq!(start.elapsed(), HOLD);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_that_carries_in_one_direction_only_is_left() {
+    let scene = Scene::start(Settings { tunnels: 1, ..Settings::default() }).await;
+    let mut idle = scene.application(server(echo).await).await;
+    ping(&mut idle).await;
+    scene.line.set(Direction::Down, Quality { stalled: true, ..Quality::default() });
+    idle.write_all(b"x").await.unwrap();
+    scene.until(|scene| scene.pool.status().iter().all(|tunnel| !tunnel.up)).await;
+    scene.line.set(Direction::Down, Quality::default());
+    within(idle.read_exact(&mut [0; 1])).await.unwrap();
+}
