@@ -107,6 +107,28 @@ struct Shared {
     network: watch::Sender<()>,
 }
 
+impl DialError {
+    /// One that may not come again.
+    fn passing(cause: anyhow::Error) -> Self {
+        Self { cause: Arc::new(cause), lasting: false }
+    }
+}
+
+impl Shared {
+    /// Forgets the slot's link and session; what still uses them gets errors.
+    fn clear(&self, slot: &Slot) {
+        slot.clear();
+        self.changed.send_replace(());
+    }
+
+    /// Waits for `pause`, or for a change of the network: then trying at once is worth it.
+    async fn pause(&self, pause: Option<Duration>) {
+        let mut network = self.network.subscribe();
+        // Either end will do.
+        let _ = tokio::time::timeout(pause.unwrap_or_default(), network.changed()).await;
+    }
+}
+
 impl Pool {
     /// Starts without a route: connections are held until [`lead`](Self::lead) gives one.
     pub fn start(settings: Settings) -> Self {

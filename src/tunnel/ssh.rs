@@ -1,19 +1,18 @@
 //! One SSH session with our pod, and the flows in it.
-//!
-//! It runs over a link: the session neither looks for dead peers nor keeps connections alive, the link does.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use kshuttle_wire::flow::Flow;
 use kshuttle_wire::flow::client::{FlowClient, OpenError};
-use kshuttle_wire::link::LinkStream;
-use kshuttle_wire::ssh;
+use kshuttle_wire::{ssh, write_queue};
 use russh::client::{self, DisconnectReason, Handle};
 use russh::keys::{PrivateKeyWithHashAlg, PublicKeyOrCertificate};
 use russh::{ChannelMsg, Disconnect};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
+use super::{Connect, ConnectError};
 use super::identity::{HostKey, Identity};
 use crate::addr::Target;
 
@@ -59,23 +58,21 @@ impl Session {
     ///
     /// # Errors
     /// See [`SessionError`].
-    pub async fn start(
-        stream: LinkStream,
-        identity: &Identity,
-        host_key: &HostKey,
-    ) -> Result<Self, SessionError> {
+    pub async fn start<S>(stream: S, identity: &Identity, host_key: &HostKey) -> Result<Self, SessionError>
+    where
+        S: AsyncRead + AsyncWrite + Send + 'static,
+    {
         let handshake = Self::handshake(stream, identity, host_key);
         tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await.unwrap_or(Err(SessionError::Timeout))
     }
 
-    async fn handshake(
-        stream: LinkStream,
-        identity: &Identity,
-        host_key: &HostKey,
-    ) -> Result<Self, SessionError> {
+    async fn handshake<S>(stream: S, identity: &Identity, host_key: &HostKey) -> Result<Self, SessionError>
+    where
+        S: AsyncRead + AsyncWrite + Send + 'static,
+    {
         let ended = CancellationToken::new();
         let peer = Peer { host_key: host_key.clone(), ended: ended.clone() };
-        let mut handle = client::connect_stream(Arc::new(config()), stream, peer)
+        let mut handle = client::connect_stream(Arc::new(config()), write_queue::decouple(stream), peer)
             .await
             .map_err(|error| match error {
                 russh::Error::UnknownKey => SessionError::HostKey,
@@ -113,7 +110,7 @@ impl Session {
         let _ = self.handle.disconnect(Disconnect::ByApplication, "", "").await;
     }
 
-    /// Asks for a connection to `target`; see [`super::Connect::connect`].
+    /// Asks for a connection to `target`; see [`Connect::connect`].
     ///
     /// # Errors
     /// When the session has ended.
@@ -127,6 +124,12 @@ impl Session {
     }
 }
 
+impl Connect for Session {
+    async fn connect(&self, target: &Target) -> Result<Flow, ConnectError> {
+        Ok(self.open(target).await?)
+    }
+}
+
 fn config() -> client::Config {
     client::Config {
         limits: ssh::limits(),
@@ -134,7 +137,9 @@ fn config() -> client::Config {
         maximum_packet_size: ssh::MAX_PACKET,
         channel_buffer_size: ssh::CHANNEL_BUFFER,
         preferred: ssh::preferred(),
-        inactivity_timeout: None, // the link finds a dead peer; an idle session is a session
+        inactivity_timeout: None, // keep-alives find a dead peer; an idle session is a session
+        keepalive_interval: Some(ssh::KEEPALIVE_INTERVAL),
+        keepalive_max: ssh::KEEPALIVE_MAX,
         ..Default::default()
     }
 }

@@ -1,32 +1,55 @@
 //! One tunnel of a pool: link, session, and what keeps them going.
+//!
+//! ```text
+//! tunnel(): new link + login ── stands ── the link ends: flows reset ──▶ again
+//!             └ carry(): dial, attach, run │ lost or renewed ──▶ again, the link goes on
+//! ```
 
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
-use kshuttle_wire::link::{self, LinkHandle};
-use tokio::sync::watch;
-use tokio::time::Instant;
+use anyhow::Context;
+use backon::{BackoffBuilder, ExponentialBuilder};
+use kshuttle_wire::link::frame::CloseReason;
+use kshuttle_wire::link::{self, AttachError, Detached, Limits, LinkHandle, Phase, Token};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::super::ssh::Session;
-use super::{DialError, Route, Shared};
+use super::{DialError, Dialed, Route, Shared};
 
 /// Time for a fresh byte stream, through proxies, to kubelet and runtime.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// First pause between attempts; the attempt right after a loss waits for nothing.
-const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// Pauses after failed attempts; the attempt right after a loss waits for nothing. With jitter up to twice as long: an
+/// API server that comes back meets a few askers a second even from a hundred laptops.
+const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(50))
+    .with_max_delay(Duration::from_secs(1))
+    .with_jitter()
+    .without_max_times();
 
-/// Longest pause, before jitter of up to as much again: an API server that comes back meets a few askers a second
-/// even from a hundred laptops.
-const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Pause after a lost link. Links are lost rarely, and a new login costs both ends more than an attachment.
+const LINK_PAUSES: ExponentialBuilder = PAUSES.with_max_delay(Duration::from_secs(5));
 
-/// A tunnel that stood this long starts again with short pauses.
+/// Pause after a renewal that failed; the old byte stream still works.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(30);
+
+/// Share of the lifetime by which the tunnels' renewals lie apart.
+const RENEWAL_STAGGER: f64 = 0.1;
+
+/// A byte stream that lasted this long ends a series of failures.
 const STABLE: Duration = Duration::from_secs(10);
 
-/// An outage that is told to the user by itself; shorter ones are in the log.
-const NOTABLE_OUTAGE: Duration = Duration::from_secs(2);
+/// Time for a goodbye to reach the pod.
+const CLOSE_TIME: Duration = Duration::from_millis(500);
+
+/// An outage of one tunnel that is worth a line in the log.
+const NOTABLE_OUTAGE: Duration = Duration::from_secs(1);
+
+/// In-flight bytes that make a difference between tunnels; below, the number of flows decides.
+const LOAD_STEP: u64 = 64 << 10;
 
 /// One tunnel, as the pool sees it.
 pub(super) struct Slot {
@@ -41,9 +64,10 @@ struct State {
     session: Option<Session>,
     /// What the byte stream is made of.
     way: String,
-    /// Attachments lost that the link survived.
+    /// Byte streams lost that the link survived; renewals are none.
     survived: u64,
     last_error: Option<DialError>,
+    /// Since when nothing carries the link.
     down_since: Option<Instant>,
 }
 
@@ -78,7 +102,8 @@ impl Slot {
         let state = self.lock();
         let (link, session) = (state.link.as_ref()?, state.session.as_ref()?);
         let status = link.status();
-        status.attached.then(|| ((status.in_flight, session.open_flows()), session.clone()))
+        (status.phase == Phase::Attached)
+            .then(|| ((status.in_flight / LOAD_STEP, session.open_flows()), session.clone()))
     }
 
     /// What its byte stream is made of, once login is through.
@@ -96,7 +121,7 @@ impl Slot {
         let link = state.link.as_ref().map(LinkHandle::status);
         TunnelStatus {
             number: self.index + 1,
-            up: state.session.is_some() && link.as_ref().is_some_and(|link| link.attached),
+            up: state.session.is_some() && link.as_ref().is_some_and(|link| link.phase == Phase::Attached),
             way: state.way.clone(),
             survived: state.survived,
             flows: state.session.as_ref().map_or(0, Session::open_flows),
@@ -113,16 +138,215 @@ impl Slot {
         }
     }
 
-    /// Says goodbye.
+    /// Says goodbye, for a moment.
     pub(super) async fn close(&self) {
-        let session = self.lock().session.take();
-        if let Some(session) = session {
+        let (session, link) = {
+            let mut state = self.lock();
+            (state.session.take(), state.link.clone())
+        };
+        if let (Some(session), Some(link)) = (session, link) {
             session.close().await;
+            // Without an answer the pod finds out when the link's time is over.
+            let _ = timeout(CLOSE_TIME, link.ended()).await;
         }
+    }
+
+    pub(super) fn clear(&self) {
+        let mut state = self.lock();
+        state.session = None;
+        state.link = None;
+        state.down_since = None;
+    }
+
+    fn attached(&self, way: String) {
+        let mut state = self.lock();
+        state.way = way;
+        if let Some(since) = state.down_since.take() {
+            let outage = since.elapsed();
+            if outage >= NOTABLE_OUTAGE {
+                tracing::info!(tunnel = self.index + 1, "tunnel back after {:.1} s", outage.as_secs_f64());
+            }
+        }
+    }
+
+    fn detached(&self, why: Detached) {
+        tracing::debug!(tunnel = self.index + 1, %why, "byte stream lost");
+        let mut state = self.lock();
+        state.survived += 1;
+        state.down_since = Some(Instant::now());
+        state.last_error = Some(DialError::passing(why.into()));
+    }
+
+    /// A line about this tunnel in the log.
+    fn lost(&self, error: DialError) {
+        tracing::info!(tunnel = self.index + 1, %error, "tunnel lost");
+        self.lock().last_error = Some(error);
+    }
+
+    fn failed(&self, error: DialError) {
+        tracing::debug!(tunnel = self.index + 1, %error, "no byte stream");
+        self.lock().last_error = Some(error);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Each use is a single step; a panic cannot leave a half-made state.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Keeps the tunnel `index` up, for ever.
+pub(super) async fn run(shared: Arc<Shared>, index: usize) {
+    let mut routes = shared.route.subscribe();
+    loop {
+        let route = routes.borrow_and_update().clone();
+        let Some(route) = route else {
+            // The sender lives in `shared`, so waiting cannot fail.
+            let _ = routes.changed().await;
+            continue;
+        };
+        let slot = &shared.slots[index];
+        tokio::select! {
+            never = stand(&shared, slot, &route) => match never {},
+            _ = routes.changed() => {}
+        }
+        shared.clear(slot);
+        slot.lock().last_error = None;
+    }
+}
+
+/// One link after the other, all to the same pod.
+async fn stand(shared: &Shared, slot: &Slot, route: &Route) -> Infallible {
+    if slot.index > 0 {
+        // The first tunnel shall be ready soon; the others would only compete with it.
+        let mut changed = shared.changed.subscribe();
+        while shared.slots[0].way().is_none() {
+            let _ = changed.changed().await;
+        }
+    }
+    let mut pauses = LINK_PAUSES.build();
+    loop {
+        let began = Instant::now();
+        let error = tunnel(shared, slot, route).await;
+        shared.clear(slot);
+        slot.lost(error);
+        shared.changed.send_replace(());
+        if began.elapsed() > STABLE {
+            pauses = LINK_PAUSES.build();
+        }
+        shared.pause(pauses.next()).await;
+    }
+}
+
+/// A link and a session over it, from the first dial to the end of either; why it ended.
+async fn tunnel(shared: &Shared, slot: &Slot, route: &Route) -> DialError {
+    let token = match Token::generate() {
+        Ok(token) => token,
+        Err(error) => return DialError::passing(anyhow::Error::new(error).context("make a token")),
+    };
+    let (stream, handle) = link::connect(token, Limits::default());
+    // However this ends, applications must learn of it: the session's tasks end with their stream.
+    let _closed = Closed(handle.clone());
+    slot.lock().link = Some(handle.clone());
+    let session = async {
+        let session = Session::start_on_link(stream, &route.identity, &route.host_key)
+            .await
+            .with_context(|| format!("log in to {}", route.name))
+            .map_err(DialError::passing)?;
+        slot.lock().session = Some(session.clone());
+        shared.changed.send_replace(());
+        session.ended().await;
+        Err(DialError::passing(anyhow::anyhow!("the SSH session with {} ended", route.name)))
+    };
+    let carried = async { Err(carry(shared, slot, route, &handle).await) };
+    let ended = async { Err(DialError::passing(handle.ended().await.into())) };
+    let result: Result<Infallible, DialError> = tokio::select! {
+        biased; // the link's end is the cause, the session's the effect
+        error = ended => error,
+        error = carried => error,
+        error = session => error,
+    };
+    match result {
+        Err(error) => error,
+    }
+}
+
+/// Closes a link when it is dropped.
+struct Closed(LinkHandle);
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        self.0.close(CloseReason::Leaving);
+    }
+}
+
+/// Gives the link one byte stream after the other; returns when none can carry it any more.
+async fn carry(shared: &Shared, slot: &Slot, route: &Route, handle: &LinkHandle) -> DialError {
+    let mut pauses = PAUSES.build();
+    let mut fresh = None;
+    loop {
+        let dialed = match fresh.take() {
+            Some(dialed) => Ok(dialed),
+            None => dial(route).await,
+        };
+        let attached = match dialed {
+            Ok(Dialed { stream, way }) => match handle.attach(stream).await {
+                Ok(attachment) => Ok((attachment, way)),
+                Err(error @ (AttachError::Ended(_) | AttachError::Refused(_))) if is_over(handle) => {
+                    return DialError::passing(error.into());
+                }
+                Err(error) => Err(DialError::passing(error.into())),
+            },
+            Err(error) => Err(error),
+        };
+        let (attachment, way) = match attached {
+            Ok(attached) => attached,
+            Err(error) => {
+                slot.failed(error);
+                shared.changed.send_replace(());
+                shared.pause(pauses.next()).await;
+                continue;
+            }
+        };
+        slot.attached(way);
+        shared.changed.send_replace(());
+        let began = Instant::now();
+        let mut run = pin!(attachment.run());
+        tokio::select! {
+            why = &mut run => {
+                slot.detached(why);
+                shared.changed.send_replace(());
+                if began.elapsed() > STABLE {
+                    pauses = PAUSES.build();
+                }
+            }
+            renewal = renewal(shared, slot, route) => fresh = Some(renewal),
+        }
+    }
+}
+
+async fn dial(route: &Route) -> Result<Dialed, DialError> {
+    timeout(DIAL_TIMEOUT, (route.dial)()).await.unwrap_or_else(|_| {
+        let cause = anyhow::anyhow!("no connection to {} within {} s", route.name, DIAL_TIMEOUT.as_secs());
+        Err(DialError::passing(cause))
+    })
+}
+
+/// When the lifetime is nearly over, a byte stream to go on with.
+async fn renewal(shared: &Shared, slot: &Slot, route: &Route) -> Dialed {
+    let stagger = 1.0 - RENEWAL_STAGGER * slot.index as f64 / shared.slots.len() as f64;
+    sleep(shared.settings.lifetime.mul_f64(stagger)).await;
+    loop {
+        match dial(route).await {
+            Ok(dialed) => {
+                tracing::debug!(tunnel = slot.index + 1, "byte stream renewed");
+                return dialed;
+            }
+            Err(error) => slot.failed(error),
+        }
+        sleep(RENEWAL_PAUSE).await;
+    }
+}
+
+fn is_over(handle: &LinkHandle) -> bool {
+    matches!(handle.status().phase, Phase::Ended(_))
 }
