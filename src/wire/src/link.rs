@@ -19,10 +19,18 @@ pub mod hello;
 mod liveness;
 pub mod observer;
 mod outgoing;
+mod pump;
 mod receipts;
 mod replay;
+pub mod server;
+mod shared;
 #[cfg(test)]
 mod sim;
 mod state;
+pub mod stream;
 
+pub use hello::Token;
+pub use pump::{Attachment, Detached};
+pub use shared::{Phase, Status};
 pub use state::{End, Limits};
+pub use stream::{AttachError, LinkHandle, LinkStream, connect};

@@ -57,6 +57,15 @@ impl Outgoing {
         self.pieces.iter()
     }
 
+    /// Copies all into one piece, for a connection that takes one at a time and makes a message of each.
+    pub(super) fn merge(&mut self) {
+        if self.pieces.len() > 1 {
+            let mut whole = BytesMut::with_capacity(self.pieces.iter().map(Bytes::len).sum());
+            self.pieces.drain(..).for_each(|piece| whole.extend_from_slice(&piece));
+            self.pieces.push_back(whole.freeze());
+        }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.pieces.is_empty()
     }

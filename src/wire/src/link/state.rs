@@ -16,7 +16,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::frame::{self, CloseReason, Decoder, Frame, FrameError};
 use super::hello::Refusal;
-use super::liveness::Liveness;
+use super::liveness::{DEAD_AFTER, Liveness};
 use super::observer::TimedAck;
 use super::outgoing::Outgoing;
 use super::receipts::Receipts;
@@ -116,6 +116,7 @@ struct Attached {
     live: Liveness,
     pong: Option<u64>,
     close_sent: bool,
+    slept: bool,
 }
 
 #[derive(Debug)]
@@ -186,10 +187,19 @@ impl State {
     }
 
     /// Whatever arrived or will arrive is of no use to anybody.
-    pub(super) fn discard(&mut self) {
+    fn discard(&mut self) {
         self.discards = true;
         self.inbox.clear();
         self.unread = 0;
+    }
+
+    /// Nobody uses this end any more.
+    pub(super) fn abandon(&mut self) {
+        self.finish();
+        self.discard();
+        if self.attachments == 0 {
+            self.end(End::Done, None); // the peer has never heard of it
+        }
     }
 
     /// Moves what arrived into `ready`. True when reading had paused and may go on.
@@ -224,6 +234,7 @@ impl State {
             live: Liveness::new(now),
             pong: None,
             close_sent: false,
+            slept: false,
         });
         Ok(())
     }
@@ -330,10 +341,12 @@ impl State {
     // Time.
 
     /// When the attachment must look at the clock and for something to send, if nothing else happens.
-    pub(super) fn next_timeout(&self, now: Duration) -> Option<Duration> {
+    /// `blocked` while nothing more can be sent.
+    pub(super) fn next_timeout(&self, now: Duration, blocked: bool) -> Option<Duration> {
         let attached = self.attached.as_ref().filter(|_| self.ended.is_none())?;
         let resume = self.paused.map(|paused| paused + PAUSE_TIME).filter(|resume| *resume > now);
-        let first = self.receipts.deadline().into_iter().chain(resume).min();
+        let ack = self.receipts.deadline().filter(|_| !blocked);
+        let first = ack.into_iter().chain(resume).min();
         Some(attached.live.deadline().min(first.unwrap_or(Duration::MAX)))
     }
 
@@ -341,6 +354,9 @@ impl State {
     pub(super) fn on_time(&mut self, epoch: u64, now: Duration) -> Result<(), Stop> {
         self.check(epoch)?;
         let Some(attached) = &mut self.attached else { return Err(Stop::Stale) };
+        if attached.slept {
+            return Err(Stop::Slept);
+        }
         attached.live.on_time(now).map_err(|_| Stop::Silent)
     }
 
@@ -363,12 +379,11 @@ impl State {
 
     /// The machine has slept for `gap` that `now` does not show. After a short one the path is asked, after a long one
     /// the peer has given it up.
-    pub(super) fn slept(&mut self, gap: Duration, now: Duration) -> Result<(), Stop> {
-        if gap >= super::liveness::DEAD_AFTER {
-            return Err(Stop::Slept);
-        }
+    pub(super) fn slept(&mut self, gap: Duration, now: Duration) {
         self.probe(now);
-        Ok(())
+        if let Some(attached) = &mut self.attached {
+            attached.slept |= gap >= DEAD_AFTER;
+        }
     }
 
     // The end.
@@ -450,6 +465,7 @@ impl State {
         if self.ended.is_none() {
             self.ended = Some(end);
             self.last_word = last_word;
+            self.replay = Replay::new(0); // nobody will ask for it again
         }
         Stop::Ended(self.ended.unwrap_or(end))
     }
