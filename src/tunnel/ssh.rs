@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use kshuttle_wire::flow::Flow;
 use kshuttle_wire::flow::client::{FlowClient, OpenError};
+use kshuttle_wire::link::LinkStream;
 use kshuttle_wire::{ssh, write_queue};
 use russh::client::{self, DisconnectReason, Handle};
 use russh::keys::{PrivateKeyWithHashAlg, PublicKeyOrCertificate};
@@ -62,19 +63,39 @@ impl Session {
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
     {
-        let handshake = Self::handshake(stream, identity, host_key);
+        let handshake = Self::handshake(config(), write_queue::decouple(stream), identity, host_key);
         tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await.unwrap_or(Err(SessionError::Timeout))
     }
 
-    async fn handshake<S>(stream: S, identity: &Identity, host_key: &HostKey) -> Result<Self, SessionError>
+    /// The same over a link, which is its own write queue, and knows by itself whether the pod is there: keep-alives
+    /// would end a session that its link still holds.
+    ///
+    /// # Errors
+    /// See [`SessionError`].
+    pub async fn start_on_link(
+        stream: LinkStream,
+        identity: &Identity,
+        host_key: &HostKey,
+    ) -> Result<Self, SessionError> {
+        let config = client::Config { keepalive_interval: None, ..config() };
+        let handshake = Self::handshake(config, stream, identity, host_key);
+        tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await.unwrap_or(Err(SessionError::Timeout))
+    }
+
+    /// `stream` must take writes without waiting, see [`write_queue`].
+    async fn handshake<S>(
+        config: client::Config,
+        stream: S,
+        identity: &Identity,
+        host_key: &HostKey,
+    ) -> Result<Self, SessionError>
     where
-        S: AsyncRead + AsyncWrite + Send + 'static,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let ended = CancellationToken::new();
         let peer = Peer { host_key: host_key.clone(), ended: ended.clone() };
-        let mut handle = client::connect_stream(Arc::new(config()), write_queue::decouple(stream), peer)
-            .await
-            .map_err(|error| match error {
+        let mut handle =
+            client::connect_stream(Arc::new(config), stream, peer).await.map_err(|error| match error {
                 russh::Error::UnknownKey => SessionError::HostKey,
                 error => SessionError::Handshake(error),
             })?;

@@ -1,4 +1,7 @@
 //! Accepts connections on the pod's loopback and serves SSH to the one key.
+//!
+//! A connection's first byte says what it is: plain SSH, or one of the connections that carry a link
+//! ([`kshuttle_wire::link`]), in which SSH runs and survives them.
 
 use std::borrow::Cow;
 use std::io;
@@ -6,12 +9,14 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use kshuttle_wire::link::server::Links;
+use kshuttle_wire::link::{Limits, LinkStream, hello};
 use kshuttle_wire::{flow, ssh, write_queue};
 use russh::keys::{Algorithm, PrivateKey, PublicKey};
 use russh::server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId, MethodKind, MethodSet, SshId};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::direct;
@@ -28,14 +33,28 @@ const MAX_CHANNELS: usize = 1_000;
 /// Time to log in. A port-forward over a slow line needs three round trips and a key exchange.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Time for a connection's first byte. Both ends of SSH speak unasked (RFC 4253 §4.2), but a client may wait for the
+/// server's identification: then it gets it after this. A link's greeting comes one round trip after the connection.
+const FIRST_BYTE_TIME: Duration = Duration::from_secs(5);
+
 /// Pause after a failed `accept`, so that running out of descriptors is no busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The server, bound but not yet serving.
 pub struct Server {
     listener: TcpListener,
-    config: Arc<russh::server::Config>,
-    settings: Settings,
+    service: Service,
+    idle: Duration,
+}
+
+/// What a connection is served with.
+#[derive(Clone)]
+struct Service {
+    plain: Arc<russh::server::Config>,
+    over_link: Arc<russh::server::Config>,
+    links: Links,
+    authorized_key: PublicKey,
+    presence: Presence,
 }
 
 /// The server could not be started.
@@ -61,12 +80,19 @@ impl Server {
     /// # Errors
     /// See [`StartError`].
     pub async fn bind(settings: Settings) -> Result<Self, StartError> {
-        let config = Arc::new(config(host_key()?));
+        let host_key = host_key()?;
+        let service = Service {
+            plain: Arc::new(config(host_key.clone())),
+            over_link: Arc::new(config_over_link(host_key)),
+            links: Links::new(Limits { keep: settings.link_keep, ..Limits::default() }),
+            authorized_key: settings.authorized_key,
+            presence: Presence::default(),
+        };
         let port = settings.port;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))
             .await
             .map_err(|source| StartError::Listen { port, source })?;
-        Ok(Self { listener, config, settings })
+        Ok(Self { listener, service, idle: settings.idle })
     }
 
     /// Where it listens.
@@ -79,7 +105,6 @@ impl Server {
 
     /// Serves until nobody has been logged in for the idle time.
     pub async fn run(self) {
-        let presence = Presence::default();
         let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let serve = async {
             loop {
@@ -88,10 +113,9 @@ impl Server {
                 match self.listener.accept().await {
                     Ok((socket, _)) => {
                         let _ = socket.set_nodelay(true); // an optimisation
-                        let key = self.settings.authorized_key.clone();
-                        let session = serve_stream(self.config.clone(), socket, key, presence.clone());
+                        let service = self.service.clone();
                         tokio::spawn(async move {
-                            session.await;
+                            service.serve(socket).await;
                             drop(place);
                         });
                     }
@@ -104,8 +128,31 @@ impl Server {
         };
         tokio::select! {
             () = serve => {}
-            () = presence.abandoned(self.settings.idle) => tracing::info!("nobody is logged in any more"),
+            () = self.service.presence.abandoned(self.idle) => tracing::info!("nobody is logged in any more"),
         }
+    }
+}
+
+impl Service {
+    async fn serve(self, socket: TcpStream) {
+        let mut first = [0];
+        let seen = tokio::time::timeout(FIRST_BYTE_TIME, socket.peek(&mut first)).await;
+        match seen {
+            Ok(Ok(1)) if first[0] == hello::MAGIC[0] => {
+                let links = self.links.clone();
+                match links.serve(socket, |stream| self.start_link(stream)).await {
+                    Ok(why) => tracing::debug!(%why, "connection of a link ended"),
+                    Err(error) => tracing::debug!(%error, "connection not attached to a link"),
+                }
+            }
+            Ok(Err(error)) => tracing::debug!(%error, "connection ended at once"),
+            _ => serve_stream(self.plain, socket, self.authorized_key, self.presence).await,
+        }
+    }
+
+    /// SSH over a new link; it outlives the connection that brought it.
+    fn start_link(self, stream: LinkStream) {
+        tokio::spawn(serve_link(self.over_link, stream, self.authorized_key, self.presence));
     }
 }
 
@@ -139,7 +186,13 @@ pub fn config(host_key: PrivateKey) -> russh::server::Config {
     }
 }
 
-/// Serves one connection to its end.
+/// The same over a link, which knows by itself whether its peer is there: keep-alives would end a session that its link
+/// still holds.
+pub fn config_over_link(host_key: PrivateKey) -> russh::server::Config {
+    russh::server::Config { keepalive_interval: None, ..config(host_key) }
+}
+
+/// Serves one connection with plain SSH to its end.
 pub async fn serve_stream<S>(
     config: Arc<russh::server::Config>,
     stream: S,
@@ -147,6 +200,28 @@ pub async fn serve_stream<S>(
     presence: Presence,
 ) where
     S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    serve_ssh(config, write_queue::decouple(stream), authorized_key, presence).await;
+}
+
+/// Serves one link to its end.
+pub async fn serve_link(
+    config: Arc<russh::server::Config>,
+    stream: LinkStream,
+    authorized_key: PublicKey,
+    presence: Presence,
+) {
+    serve_ssh(config, stream, authorized_key, presence).await;
+}
+
+/// `stream` must take writes without waiting, see [`write_queue`].
+async fn serve_ssh<S>(
+    config: Arc<russh::server::Config>,
+    stream: S,
+    authorized_key: PublicKey,
+    presence: Presence,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let logged_in = Arc::new(Notify::new());
     let handler = Login {
@@ -163,8 +238,7 @@ pub async fn serve_stream<S>(
             () = tokio::time::sleep(LOGIN_TIMEOUT) => {}
         }
     };
-    let session =
-        async { russh::server::run_stream(config, write_queue::decouple(stream), handler).await?.await };
+    let session = async { russh::server::run_stream(config, stream, handler).await?.await };
     tokio::select! {
         result = session => if let Err(error) = result {
             tracing::debug!(%error, "session ended");

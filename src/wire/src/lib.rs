@@ -6,9 +6,11 @@
 //! * [`write_queue`]: the adapter under SSH whose writes never wait.
 //! * [`flow`]: many TCP flows as HTTP/2 CONNECT streams in one SSH channel; [`flow::client`] on the laptop,
 //!   [`flow::server`] in the pod, [`flow::status`] the words for "could not connect".
+//! * [`link`]: a byte stream that survives its connections, for SSH to run on.
 //! * [`relay`]: one socket and one flow joined, with half-close and reset kept apart.
 
 pub mod flow;
+pub mod link;
 pub mod relay;
 pub mod ssh;
 pub mod write_queue;
