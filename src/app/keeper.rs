@@ -62,10 +62,6 @@ impl Keeper {
         })
     }
 
-    pub(super) fn cluster(&self) -> &Cluster {
-        &self.cluster
-    }
-
     pub(super) fn pool(&self) -> &Pool {
         &self.pool
     }
@@ -187,7 +183,7 @@ fn route(dialer: &Dialer, pod: &SshdPod, identity: &Identity, host_key: &HostKey
                             | PortForwardError::Forbidden { .. }
                             | PortForwardError::NotFound { .. }
                     );
-                    Err(DialError { cause: Arc::new(error.into()), lasting })
+                    Err(DialError { cause: Arc::new(error), lasting })
                 }
             }
         }

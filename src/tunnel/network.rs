@@ -15,14 +15,14 @@ use linux as imp;
 const BURST: Duration = Duration::from_millis(250);
 
 /// The system's messages about addresses, links and routes.
-pub struct Changes(imp::Changes);
+pub(super) struct Changes(imp::Changes);
 
 impl Changes {
     /// Starts to listen; needs no rights.
     ///
     /// # Errors
     /// When the system gives no socket for it; then only the tunnels' own clocks find dead paths.
-    pub fn listen() -> io::Result<Self> {
+    pub(super) fn listen() -> io::Result<Self> {
         imp::Changes::listen().map(Self)
     }
 
@@ -30,7 +30,7 @@ impl Changes {
     ///
     /// # Errors
     /// When the socket breaks.
-    pub async fn next(&self) -> io::Result<()> {
+    pub(super) async fn next(&self) -> io::Result<()> {
         self.0.next().await?;
         tokio::time::sleep(BURST).await;
         self.0.forget()

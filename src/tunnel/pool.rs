@@ -11,7 +11,7 @@
 
 mod slot;
 
-use std::fmt;
+use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -66,11 +66,13 @@ pub struct Dialed {
     pub way: String,
 }
 
-/// Why there is no byte stream.
-#[derive(Debug, Clone)]
+/// Why there is no byte stream, or no session over it.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("open a tunnel to the pod")]
 pub struct DialError {
     /// Its cause.
-    pub cause: Arc<anyhow::Error>,
+    #[source]
+    pub cause: Arc<dyn Error + Send + Sync>,
     /// Whether trying again cannot help unless somebody else acts: a right is missing, the pod is gone.
     pub lasting: bool,
 }
@@ -109,8 +111,24 @@ struct Shared {
 
 impl DialError {
     /// One that may not come again.
-    fn passing(cause: anyhow::Error) -> Self {
-        Self { cause: Arc::new(cause), lasting: false }
+    pub fn passing(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self { cause: cause.into().into(), lasting: false }
+    }
+
+    /// One that lasts until somebody acts.
+    pub fn lasting(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self { lasting: true, ..Self::passing(cause) }
+    }
+
+    /// The causes in one line, for the log.
+    fn words(&self) -> String {
+        let mut text = self.cause.to_string();
+        let mut cause = self.cause.source();
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        text
     }
 }
 
@@ -156,7 +174,7 @@ impl Pool {
     ///
     /// # Errors
     /// The last attempt's error, at once if trying again cannot help.
-    pub async fn first_up(&self, limit: Duration) -> Result<String, Arc<anyhow::Error>> {
+    pub async fn first_up(&self, limit: Duration) -> Result<String, DialError> {
         let mut changed = self.shared.changed.subscribe();
         let deadline = Instant::now() + limit;
         loop {
@@ -166,11 +184,11 @@ impl Pool {
             }
             let error = self.shared.slots.iter().find_map(Slot::last_error);
             if let Some(error) = error.as_ref().filter(|error| error.lasting) {
-                return Err(error.cause.clone());
+                return Err(error.clone());
             }
             if tokio::time::timeout_at(deadline, changed.changed()).await.is_err() {
-                let silence = || Arc::new(anyhow::anyhow!("no answer within {} s", limit.as_secs()));
-                return Err(error.map_or_else(silence, |error| error.cause));
+                let silence = || DialError::passing(format!("no answer within {} s", limit.as_secs()));
+                return Err(error.unwrap_or_else(silence));
             }
         }
     }
@@ -213,12 +231,6 @@ impl Connect for Pool {
                 return Err(ConnectError::NoTunnel);
             }
         }
-    }
-}
-
-impl fmt::Display for DialError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#}", self.cause)
     }
 }
 

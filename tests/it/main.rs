@@ -4,6 +4,7 @@
 
 mod forward;
 mod openssh;
+mod pool;
 mod port_forward;
 mod socks;
 mod tunnel;

@@ -1,12 +1,11 @@
 //! rtnetlink(7): the kernel tells every process that asks.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
-use nix::sys::socket::{self, AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use nix::sys::socket::{self, AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType};
+use tokio::net::UnixDatagram;
 
 /// Multicast groups of `linux/rtnetlink.h`: links, addresses and routes of both families.
 const GROUPS: u32 = (1 << 0) | (1 << 4) | (1 << 6) | (1 << 8) | (1 << 10);
@@ -14,25 +13,25 @@ const GROUPS: u32 = (1 << 0) | (1 << 4) | (1 << 6) | (1 << 8) | (1 << 10);
 /// What a message says does not matter, only that there is one; longer ones are cut.
 const GLANCE: usize = 64;
 
-pub(super) struct Changes(AsyncFd<OwnedFd>);
+/// A netlink socket. tokio has no type for it; for recv(2) all datagram sockets are alike.
+pub(super) struct Changes(UnixDatagram);
 
 impl Changes {
     pub(super) fn listen() -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let socket =
-            socket::socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
+        let socket = socket::socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
         socket::bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
-        Ok(Self(AsyncFd::with_interest(socket, Interest::READABLE)?))
+        Ok(Self(UnixDatagram::from_std(socket.into())?))
     }
 
     pub(super) async fn next(&self) -> io::Result<()> {
-        self.0.async_io(Interest::READABLE, |socket| receive(socket)).await
+        heard(self.0.recv(&mut [0; GLANCE]).await)
     }
 
     /// Takes what has come meanwhile.
     pub(super) fn forget(&self) -> io::Result<()> {
         loop {
-            match receive(self.0.get_ref()) {
+            match heard(self.0.try_recv(&mut [0; GLANCE])) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
@@ -41,10 +40,10 @@ impl Changes {
     }
 }
 
-fn receive(socket: &OwnedFd) -> io::Result<()> {
-    match socket::recv(socket.as_raw_fd(), &mut [0; GLANCE], MsgFlags::MSG_TRUNC) {
+fn heard(received: io::Result<usize>) -> io::Result<()> {
+    match received {
         // Messages were lost because there were too many: changes there were.
-        Ok(_) | Err(Errno::ENOBUFS) => Ok(()),
-        Err(error) => Err(error.into()),
+        Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => Ok(()),
+        received => received.map(drop),
     }
 }

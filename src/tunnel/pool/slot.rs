@@ -10,7 +10,6 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::Context;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use kshuttle_wire::link::frame::CloseReason;
 use kshuttle_wire::link::{self, AttachError, Detached, Limits, LinkHandle, Phase, Token};
@@ -126,7 +125,7 @@ impl Slot {
             survived: state.survived,
             flows: state.session.as_ref().map_or(0, Session::open_flows),
             down_for: state.down_since.map(|since| since.elapsed()),
-            last_error: state.last_error.as_ref().map(ToString::to_string),
+            last_error: state.last_error.as_ref().map(DialError::words),
             link,
         }
     }
@@ -174,17 +173,17 @@ impl Slot {
         let mut state = self.lock();
         state.survived += 1;
         state.down_since = Some(Instant::now());
-        state.last_error = Some(DialError::passing(why.into()));
+        state.last_error = Some(DialError::passing(why));
     }
 
     /// A line about this tunnel in the log.
     fn lost(&self, error: DialError) {
-        tracing::info!(tunnel = self.index + 1, %error, "tunnel lost");
+        tracing::info!(tunnel = self.index + 1, error = error.words(), "tunnel lost");
         self.lock().last_error = Some(error);
     }
 
     fn failed(&self, error: DialError) {
-        tracing::debug!(tunnel = self.index + 1, %error, "no byte stream");
+        tracing::debug!(tunnel = self.index + 1, error = error.words(), "no byte stream");
         self.lock().last_error = Some(error);
     }
 
@@ -241,7 +240,7 @@ async fn stand(shared: &Shared, slot: &Slot, route: &Route) -> Infallible {
 async fn tunnel(shared: &Shared, slot: &Slot, route: &Route) -> DialError {
     let token = match Token::generate() {
         Ok(token) => token,
-        Err(error) => return DialError::passing(anyhow::Error::new(error).context("make a token")),
+        Err(error) => return DialError::passing(error),
     };
     let (stream, handle) = link::connect(token, Limits::default());
     // However this ends, applications must learn of it: the session's tasks end with their stream.
@@ -250,15 +249,14 @@ async fn tunnel(shared: &Shared, slot: &Slot, route: &Route) -> DialError {
     let session = async {
         let session = Session::start_on_link(stream, &route.identity, &route.host_key)
             .await
-            .with_context(|| format!("log in to {}", route.name))
             .map_err(DialError::passing)?;
         slot.lock().session = Some(session.clone());
         shared.changed.send_replace(());
         session.ended().await;
-        Err(DialError::passing(anyhow::anyhow!("the SSH session with {} ended", route.name)))
+        Err(DialError::passing(format!("the SSH session with {} ended", route.name)))
     };
     let carried = async { Err(carry(shared, slot, route, &handle).await) };
-    let ended = async { Err(DialError::passing(handle.ended().await.into())) };
+    let ended = async { Err(DialError::passing(handle.ended().await)) };
     let result: Result<Infallible, DialError> = tokio::select! {
         biased; // the link's end is the cause, the session's the effect
         error = ended => error,
@@ -292,9 +290,9 @@ async fn carry(shared: &Shared, slot: &Slot, route: &Route, handle: &LinkHandle)
             Ok(Dialed { stream, way }) => match handle.attach(stream).await {
                 Ok(attachment) => Ok((attachment, way)),
                 Err(error @ (AttachError::Ended(_) | AttachError::Refused(_))) if is_over(handle) => {
-                    return DialError::passing(error.into());
+                    return DialError::passing(error);
                 }
-                Err(error) => Err(DialError::passing(error.into())),
+                Err(error) => Err(DialError::passing(error)),
             },
             Err(error) => Err(error),
         };
@@ -326,7 +324,7 @@ async fn carry(shared: &Shared, slot: &Slot, route: &Route, handle: &LinkHandle)
 
 async fn dial(route: &Route) -> Result<Dialed, DialError> {
     timeout(DIAL_TIMEOUT, (route.dial)()).await.unwrap_or_else(|_| {
-        let cause = anyhow::anyhow!("no connection to {} within {} s", route.name, DIAL_TIMEOUT.as_secs());
+        let cause = format!("no connection to {} within {} s", route.name, DIAL_TIMEOUT.as_secs());
         Err(DialError::passing(cause))
     })
 }

@@ -61,7 +61,7 @@ pub enum Direction {
 }
 
 struct Shared {
-    target: SocketAddr,
+    target: Mutex<SocketAddr>,
     up: Way,
     down: Way,
     connections: Mutex<Vec<watch::Sender<Fate>>>,
@@ -102,7 +102,7 @@ impl Line {
         let listener = TcpListener::bind(address).await.expect("listen");
         let address = listener.local_addr().expect("a bound socket has an address");
         let shared = Arc::new(Shared {
-            target,
+            target: Mutex::new(target),
             up: Way::new(seed),
             down: Way::new(seed.wrapping_add(1)),
             connections: Mutex::default(),
@@ -120,6 +120,11 @@ impl Line {
     pub fn set_both(&self, quality: Quality) {
         self.set(Direction::Up, quality);
         self.set(Direction::Down, quality);
+    }
+
+    /// Leads new connections to another target.
+    pub fn lead(&self, target: SocketAddr) {
+        *lock(&self.shared.target) = target;
     }
 
     /// Resets every open connection, at both ends; returns how many.
@@ -167,7 +172,8 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 }
 
 async fn carry(mut near: TcpStream, shared: Arc<Shared>, mut fate: watch::Receiver<Fate>) {
-    let Ok(mut far) = TcpStream::connect(shared.target).await else { return reset(&near) };
+    let target = *lock(&shared.target);
+    let Ok(mut far) = TcpStream::connect(target).await else { return reset(&near) };
     for socket in [&near, &far] {
         let _ = socket.set_nodelay(true); // the delay is ours to choose
     }
