@@ -84,7 +84,7 @@ impl Server {
         let service = Service {
             plain: Arc::new(config(host_key.clone())),
             over_link: Arc::new(config_over_link(host_key)),
-            links: Links::new(Limits { keep: settings.link_keep, ..Limits::default() }),
+            links: Links::new(Limits::default()),
             authorized_key: settings.authorized_key,
             presence: Presence::default(),
         };

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use kshuttle_wire::link::Limits;
 use russh::keys::PublicKey;
 
 /// Port on the pod's loopback when none is named.
@@ -20,8 +19,6 @@ pub struct Settings {
     pub port: u16,
     /// Time without a logged-in client after which the server exits (`KSHUTTLE_IDLE_SECONDS`).
     pub idle: Duration,
-    /// How long a link that nothing carries is kept (`KSHUTTLE_LINK_KEEP_SECONDS`); its client counts as logged in.
-    pub link_keep: Duration,
 }
 
 /// A setting that cannot be used.
@@ -62,9 +59,7 @@ impl Settings {
             .unwrap_or(DEFAULT_PORT);
         let idle =
             number("KSHUTTLE_IDLE_SECONDS", "a number of seconds")?.map_or(DEFAULT_IDLE, Duration::from_secs);
-        let link_keep = number("KSHUTTLE_LINK_KEEP_SECONDS", "a number of seconds")?
-            .map_or(Limits::default().keep, Duration::from_secs);
-        Ok(Self { authorized_key, port, idle, link_keep })
+        Ok(Self { authorized_key, port, idle })
     }
 }
 
@@ -82,15 +77,12 @@ mod tests {
     fn defaults_and_values() {
         let settings = read(&[("KSHUTTLE_AUTHORIZED_KEY", KEY)]).unwrap();
         assert_eq!((settings.port, settings.idle), (DEFAULT_PORT, DEFAULT_IDLE));
-        assert_eq!(settings.link_keep, Duration::from_secs(180));
         let settings = read(&[
             ("KSHUTTLE_AUTHORIZED_KEY", KEY),
             ("KSHUTTLE_LISTEN_PORT", "0"),
             ("KSHUTTLE_IDLE_SECONDS", "5"),
-            ("KSHUTTLE_LINK_KEEP_SECONDS", "7"),
         ])
         .unwrap();
-        assert_eq!(settings.link_keep, Duration::from_secs(7));
         assert_eq!((settings.port, settings.idle), (0, Duration::from_secs(5)));
     }
 
@@ -101,10 +93,6 @@ mod tests {
             (&[("KSHUTTLE_AUTHORIZED_KEY", "nonsense")], "KSHUTTLE_AUTHORIZED_KEY"),
             (&[("KSHUTTLE_AUTHORIZED_KEY", KEY), ("KSHUTTLE_LISTEN_PORT", "65536")], "KSHUTTLE_LISTEN_PORT"),
             (&[("KSHUTTLE_AUTHORIZED_KEY", KEY), ("KSHUTTLE_IDLE_SECONDS", "-1")], "KSHUTTLE_IDLE_SECONDS"),
-            (
-                &[("KSHUTTLE_AUTHORIZED_KEY", KEY), ("KSHUTTLE_LINK_KEEP_SECONDS", "x")],
-                "KSHUTTLE_LINK_KEEP_SECONDS",
-            ),
         ] {
             assert!(read(pairs).unwrap_err().to_string().contains(name));
         }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "all of this is a test")]
 
 mod forward;
+mod link;
 mod openssh;
 mod pool;
 mod port_forward;

@@ -22,31 +22,14 @@ impl Sshd {
     /// # Panics
     /// When the key is malformed or loopback does not work.
     pub async fn start(authorized_key: &str) -> Self {
-        Self::start_with(authorized_key, Duration::from_secs(300), Duration::from_secs(180)).await
-    }
-
-    /// The same with a limit to idleness and to how long a link is kept that nothing carries.
-    ///
-    /// # Panics
-    /// As [`start`](Self::start).
-    pub async fn start_with(authorized_key: &str, idle: Duration, link_keep: Duration) -> Self {
         let settings = Settings {
             authorized_key: PublicKey::from_openssh(authorized_key).expect("an OpenSSH public key"),
             port: 0,
-            idle,
-            link_keep,
+            idle: Duration::from_secs(300),
         };
         let server = Server::bind(settings).await.expect("bind to loopback");
         let address = server.address().expect("a bound socket has an address");
         Self { address, task: tokio::spawn(server.run()) }
-    }
-
-    /// Waits until it has left by itself.
-    ///
-    /// # Panics
-    /// When it crashed.
-    pub async fn left(&mut self) {
-        (&mut self.task).await.expect("the server does not panic");
     }
 
     /// A fresh byte stream to it.

@@ -116,13 +116,11 @@ impl Liveness {
     }
 
     fn next_ping(&self) -> Duration {
-        if self.ping_due {
-            return Duration::MAX;
-        }
-        let under_way = self.pinged.is_some();
-        // A ping from before the last sign of life asks nothing any more: its answer may be lost with the path.
-        let silence = if under_way && self.asked.is_some() { Duration::MAX } else { self.heard + PING_AFTER };
-        let measure = if under_way { Duration::MAX } else { self.last_ping + MEASURE_EVERY };
+        // One that could not leave yet, or is under way.
+        let waiting = self.ping_due || self.pinged.is_some();
+        // If it is from before the last sign of life it asks nothing any more: its answer may be lost with the path.
+        let silence = if waiting && self.asked.is_some() { Duration::MAX } else { self.heard + PING_AFTER };
+        let measure = if waiting { Duration::MAX } else { self.last_ping + MEASURE_EVERY };
         silence.min(measure)
     }
 }
@@ -183,6 +181,16 @@ mod tests {
         live.on_time(s(4)).unwrap();
         live.take_ping(s(4)).unwrap();
         live.heard(s(5)); // not the answer, which the path has swallowed
+        assert_eq!(live.deadline(), s(9));
+        live.on_time(s(9)).unwrap();
+        assert_eq!(live.on_time(s(19)), Err(Silent));
+    }
+
+    #[test]
+    fn a_ping_that_cannot_leave_does_not_hide_a_later_silence() {
+        let mut live = Liveness::new(s(0));
+        live.on_time(s(4)).unwrap(); // due, but the socket takes nothing
+        live.heard(s(5));
         assert_eq!(live.deadline(), s(9));
         live.on_time(s(9)).unwrap();
         assert_eq!(live.on_time(s(19)), Err(Silent));

@@ -54,6 +54,8 @@ pub struct Attachment<S> {
     unseen: bool,
     out: Outgoing,
     unflushed: bool,
+    /// Writing has failed; what the peer said before may still be there to read, its reason among it.
+    broken: Option<io::Error>,
     acks: Vec<TimedAck>,
     timer: Pin<Box<Sleep>>,
     /// When the timer goes off. Deadlines move at every packet, mostly later: it is moved only when one is earlier.
@@ -110,6 +112,7 @@ where
             input,
             out,
             unflushed: false,
+            broken: None,
             acks: Vec::new(),
             timer: Box::pin(sleep_until(Instant::now())),
             armed: None,
@@ -151,17 +154,26 @@ where
             inner.pump = Some(cx.waker().clone());
             (inner.state.may_read(now), inner.state.next_timeout(now, !self.out.is_empty()))
         };
-        let wrote = self.write(cx)?;
+        let wrote = match self.broken {
+            None => self.write(cx).unwrap_or_else(|error| {
+                self.broken = Some(error);
+                false
+            }),
+            Some(_) => false,
+        };
         let read = if self.unseen || may_read { self.read(cx)? } else { false };
+        if let Some(error) = self.broken.take_if(|_| !read) {
+            return Err(Detached::Io(error));
+        }
         Ok(wrote || read || self.poll_timer(cx, deadline).is_ready())
     }
 
-    fn write(&mut self, cx: &mut Context<'_>) -> Result<bool, Detached> {
+    fn write(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
         let mut wrote = false;
         while let Poll::Ready(count) = self.poll_write(cx) {
-            match count.map_err(Detached::Io)? {
+            match count? {
                 0 if self.out.is_empty() => break,
-                0 => return Err(Detached::Io(io::ErrorKind::WriteZero.into())),
+                0 => return Err(io::ErrorKind::WriteZero.into()),
                 count => self.out.advance(count),
             }
             (wrote, self.unflushed) = (true, true);
@@ -169,7 +181,7 @@ where
         if self.unflushed
             && let Poll::Ready(flushed) = Pin::new(&mut self.connection).poll_flush(cx)
         {
-            flushed.map_err(Detached::Io)?;
+            flushed?;
             self.unflushed = false;
         }
         Ok(wrote)
@@ -247,9 +259,12 @@ where
             for piece in self.out.pieces() {
                 self.connection.write_all(piece).await?;
             }
-            self.connection.shutdown().await
+            self.connection.shutdown().await?;
+            // Closing a socket with unread bytes resets it, and the last word could be lost with that.
+            while self.connection.read(&mut [0; 4096]).await? > 0 {}
+            io::Result::Ok(())
         };
-        let _ = timeout(LAST_WORD_TIME, say).await;
+        let _ = timeout(LAST_WORD_TIME, say).await; // best effort
     }
 }
 

@@ -107,6 +107,8 @@ struct World {
     sides: [Side; 2],
     steps: u64,
     attachments: u64,
+    /// Moments for which nobody writes.
+    quiet: u64,
 }
 
 impl World {
@@ -115,7 +117,7 @@ impl World {
         let side = || Side { state: State::new(LIMITS, now), pumps: vec![], written: 0, read: 0 };
         let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
         dice.next();
-        Self { dice, now, wires: vec![], sides: [side(), side()], steps: 0, attachments: 0 }
+        Self { dice, now, wires: vec![], sides: [side(), side()], steps: 0, attachments: 0, quiet: 0 }
     }
 
     fn dial(&mut self) {
@@ -319,6 +321,9 @@ impl World {
 
     fn fault(&mut self) {
         let Some(at) = self.wires.len().checked_sub(1) else { return };
+        if self.dice.one_in(3) {
+            self.quiet = 50; // only pings can find this one
+        }
         let (now, which) = (self.now, self.dice.below(8));
         let side = self.dice.below(2) as usize;
         let (cut, keep) = (self.dice.one_in(2), self.dice.below(5_000) as usize);
@@ -376,15 +381,17 @@ impl World {
         self.steps += 1;
         let side = self.dice.below(2) as usize;
         match self.dice.below(16) {
-            0..=2 if storm => self.write(side),
+            0..=2 if storm && self.quiet == 0 => self.write(side),
             3..=4 => self.read(side),
             5..=9 => self.wake(side, true),
-            10 if storm && self.dice.one_in(12) => self.fault(),
-            10 => {
+            10 if storm && self.dice.one_in(10) => self.fault(),
+            10 if self.dice.one_in(50) => {
                 self.sides[side].state.probe(self.now);
             }
             _ => {
-                let longest = if self.dice.one_in(10) { 3_000_000 } else { 2_000 };
+                self.quiet = self.quiet.saturating_sub(1);
+                let long = self.quiet > 0 || self.dice.one_in(10);
+                let longest = if long { 3_000_000 } else { 2_000 };
                 let longest = Duration::from_micros(self.dice.below(longest) + 1);
                 self.pass(longest);
             }
@@ -427,9 +434,9 @@ impl World {
 }
 
 #[test]
-fn a_million_steps_of_bad_network_lose_double_and_swap_nothing() {
+fn two_million_steps_of_bad_network_lose_double_and_swap_nothing() {
     let (mut steps, mut attachments, mut bytes, mut seed) = (0, 0, 0, 0);
-    while steps < 1_000_000 {
+    while steps < 2_000_000 {
         let mut world = World::new(seed);
         world.dial();
         for _ in 0..2_500 {
@@ -456,7 +463,7 @@ fn a_million_steps_of_bad_network_lose_double_and_swap_nothing() {
         seed += 1;
     }
     println!("{seed} seeds, {steps} steps, {attachments} attachments, {} MiB", bytes >> 20);
-    assert!(attachments > 3 * seed && bytes > seed << 20, "the storm was too weak or too strong");
+    assert!(attachments > 3 * seed && bytes > seed << 19, "the storm was too weak or too strong");
 }
 
 #[test]
