@@ -35,11 +35,13 @@ async fn serve() -> Result<(), Box<dyn std::error::Error>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let server = Server::bind(Settings::read(|name| std::env::var(name).ok())?).await?;
     tracing::info!(address = %server.address()?, version = env!("CARGO_PKG_VERSION"), "listening");
+    let links = server.links();
     tokio::select! {
         () = server.run() => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
+    links.leave().await; // clients need not find out by themselves that this pod is no more
     Ok(())
 }
 

@@ -103,6 +103,11 @@ impl Server {
         self.listener.local_addr()
     }
 
+    /// Its links, to tell their clients when the process leaves.
+    pub fn links(&self) -> Links {
+        self.service.links.clone()
+    }
+
     /// Serves until nobody has been logged in for the idle time.
     pub async fn run(self) {
         let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));

@@ -11,6 +11,7 @@
 //! * `state`: everything that decides, without I/O and clock; of `replay` (what was sent), `receipts` (what arrived)
 //!   and `liveness` (is anybody there).
 //! * [`stream`]: the stream for SSH, and the handle of the laptop's end. `pump`: one connection's reads and writes.
+//! * [`sleep`]: notices that the laptop slept.
 //! * [`server`]: the pod's end, with all its links.
 //! * [`observer`]: what the pacing hears.
 
@@ -26,6 +27,7 @@ pub mod server;
 mod shared;
 #[cfg(test)]
 mod sim;
+pub mod sleep;
 mod state;
 pub mod stream;
 

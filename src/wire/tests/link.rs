@@ -379,7 +379,8 @@ async fn the_end_of_one_side_is_a_clean_end_for_the_other_only_when_it_was_order
 
     let (handle, mut near, _far, attachment) = linked(&mut pod).await;
     let running = tokio::spawn(attachment.run());
-    pod.links.close(CloseReason::Leaving);
+    within(pod.links.leave()).await;
+    assert_eq!(pod.links.count(), 0);
     let error = within(near.read(&mut [0; 1])).await.unwrap_err();
     assert_eq!(end_of(&error), End::Peer(CloseReason::Leaving));
     assert_eq!(within(handle.ended()).await, End::Peer(CloseReason::Leaving));

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use subtle::ConstantTimeEq;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::frame::CloseReason;
@@ -23,11 +24,16 @@ pub const MAX_LINKS: usize = 16;
 /// Time for a refusal to leave.
 const REFUSAL_TIME: Duration = Duration::from_secs(1);
 
+/// Time for all clients to be told that the server leaves: a little more than each connection takes for its last word.
+const LEAVE_TIME: Duration = Duration::from_millis(1500);
+
 /// All links of a server. Cheap to clone.
 #[derive(Clone)]
 pub struct Links {
     links: Arc<Mutex<Vec<Known>>>,
     limits: Limits,
+    /// Connections that carry a link now.
+    carrying: Arc<watch::Sender<usize>>,
 }
 
 type Known = (Token, Arc<Shared>);
@@ -52,7 +58,7 @@ pub enum ServeError {
 impl Links {
     /// None yet; each will have these `limits`.
     pub fn new(limits: Limits) -> Self {
-        Self { links: Arc::default(), limits }
+        Self { links: Arc::default(), limits, carrying: Arc::default() }
     }
 
     /// Carries the link that `connection` asks for, until the connection is of no more use. A new link's stream is
@@ -78,6 +84,7 @@ impl Links {
                 let mut out = BytesMut::new();
                 answer.encode(&mut out);
                 let attachment = Attachment::new(shared, Role::Server, hello.attempt, connection, input, out);
+                let _carrying = Carrying::begin(&self.carrying);
                 Ok(attachment.run().await)
             }
             Err(reason) => {
@@ -93,11 +100,14 @@ impl Links {
         }
     }
 
-    /// Ends all links; clients that are attached are told.
-    pub fn close(&self, reason: CloseReason) {
-        for (_, shared) in self.lock().drain(..) {
-            shared.change(|state| state.close(reason));
+    /// Ends all links, and waits until clients that are attached have been told, or a second and a half.
+    pub async fn leave(&self) {
+        let all = std::mem::take(&mut *self.lock());
+        for (_, shared) in all {
+            shared.change(|state| state.close(CloseReason::Leaving));
         }
+        let mut carrying = self.carrying.subscribe();
+        let _ = timeout(LEAVE_TIME, carrying.wait_for(|count| *count == 0)).await; // who was not told finds out
     }
 
     /// Links that exist, carried or not.
@@ -156,6 +166,22 @@ impl Links {
     fn lock(&self) -> MutexGuard<'_, Vec<Known>> {
         // A panic while holding the lock cannot leave the list half changed.
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One of the connections counted.
+struct Carrying(Arc<watch::Sender<usize>>);
+
+impl Carrying {
+    fn begin(count: &Arc<watch::Sender<usize>>) -> Self {
+        count.send_modify(|count| *count += 1);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Carrying {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
     }
 }
 

@@ -358,7 +358,10 @@ impl World {
 
     /// Lets time pass until something happens.
     fn pass(&mut self, longest: Duration) {
-        let due = self.sides.iter().filter_map(|side| side.state.next_timeout(self.now, false));
+        let due = self.sides.iter().filter_map(|side| {
+            let blocked = side.pumps.last().is_some_and(|pump| !pump.out.is_empty());
+            side.state.next_timeout(self.now, blocked)
+        });
         let flying = self.wires.last().into_iter().flat_map(|wire| &wire.to);
         let arrival = flying.filter_map(|pipe| pipe.flying.front().map(|(at, _)| *at));
         let next = due.chain(arrival).filter(|at| *at > self.now).min().unwrap_or(Duration::MAX);
