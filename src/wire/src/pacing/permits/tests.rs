@@ -19,6 +19,22 @@ async fn bulk_flow(pacer: &Arc<Pacer>) -> FlowHistory {
     history
 }
 
+/// Bytes written, all acknowledged, over a path of 50 ms.
+async fn learn_a_megabyte_per_second(pacer: &Pacer) -> u64 {
+    let mut written = 0;
+    for _ in 0..200 {
+        written += 10_000;
+        pacer.written(written);
+        tokio::time::advance(Duration::from_millis(10)).await;
+        if written > 50_000 {
+            ack(pacer, written - 50_000);
+        }
+    }
+    tokio::time::advance(Duration::from_millis(50)).await;
+    ack(pacer, written);
+    written
+}
+
 fn poll<F: Future>(future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
     future.poll(&mut Context::from_waker(Waker::noop()))
 }
@@ -206,18 +222,7 @@ async fn a_new_attachment_goes_on() {
 async fn the_pace_is_kept_without_acknowledgements() {
     let pacer = Pacer::new(Policy::Auto);
     let mut flow = bulk_flow(&pacer).await;
-    let mut written = 0;
-    // 1 MB/s, 50 ms.
-    for _ in 0..200 {
-        written += 10_000;
-        pacer.written(written);
-        tokio::time::advance(Duration::from_millis(10)).await;
-        if written > 50_000 {
-            ack(&pacer, written - 50_000);
-        }
-    }
-    tokio::time::advance(Duration::from_millis(50)).await;
-    ack(&pacer, written);
+    let written = learn_a_megabyte_per_second(&pacer).await;
     let budget = pacer.figures().budget;
     let started = Instant::now();
     let mut sum = 0;
@@ -245,4 +250,37 @@ async fn the_timer_ends_when_nobody_waits_and_with_the_pacer() {
     let weak = Arc::downgrade(&pacer);
     drop(pacer);
     assert!(weak.upgrade().is_none());
+}
+
+/// Takes those away that were served; returns how many.
+fn served<F: Future>(waiting: &mut Vec<std::pin::Pin<Box<F>>>) -> usize {
+    let before = waiting.len();
+    waiting.retain_mut(|take| poll(take.as_mut()).is_pending());
+    before - waiting.len()
+}
+
+/// An acknowledgement makes room for many, the pace lets a few go at once: the rest must not wait for the next tick.
+#[tokio::test(start_paused = true)]
+async fn the_timer_wakes_sooner_when_only_the_pace_holds_back() {
+    let pacer = Pacer::new(Policy::Auto);
+    let written = learn_a_megabyte_per_second(&pacer).await;
+    let mut histories: Vec<_> = (0..10).map(|_| FlowHistory::default()).collect();
+    let mut waiting: Vec<_> = Vec::new();
+    for history in &mut histories {
+        // Asking as a sparse flow starts its 100 ms; what it got then makes it a bulk flow.
+        assert_eq!(soon(pacer.take(history, 1)).await, 1);
+        history.sent(16 * KIB);
+    }
+    pacer.written(written + pacer.figures().budget);
+    for history in &mut histories {
+        let mut take = Box::pin(pacer.take(history, 64 * KIB));
+        assert!(poll(take.as_mut()).is_pending());
+        waiting.push(take);
+    }
+    tokio::time::sleep(Duration::from_millis(55)).await; // the next tick is 20 ms away
+    ack(&pacer, written + pacer.figures().in_flight);
+    let at_once = served(&mut waiting);
+    assert!((1..10).contains(&at_once), "{at_once}");
+    tokio::time::sleep(Duration::from_millis(8)).await;
+    assert!(served(&mut waiting) >= 1);
 }
