@@ -1,11 +1,14 @@
 //! The laptop's end: opens flows.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{Method, Request, Uri, Version};
 use tokio_util::sync::CancellationToken;
 
-use super::{Flow, Stream, tune};
+use super::{Flow, Session, Stream, tune};
+use crate::pacing::Pacer;
 
 /// Streams the client may open before the server has said its own limit (it sets none).
 const INITIAL_STREAMS: usize = 10_000;
@@ -14,6 +17,7 @@ const INITIAL_STREAMS: usize = 10_000;
 #[derive(Clone)]
 pub struct FlowClient {
     requests: SendRequest<Bytes>,
+    session: Session,
     closed: CancellationToken,
 }
 
@@ -34,7 +38,16 @@ impl FlowClient {
     /// # Errors
     /// When the stream ends during the handshake.
     pub async fn start(stream: impl Stream) -> Result<Self, OpenError> {
-        let (requests, connection) = tune!(h2::client::Builder::new())
+        Self::start_paced(stream, None).await
+    }
+
+    /// As [`start`](Self::start); `pacer` hands out what the flows may send. It must be told what the link under
+    /// `stream` does ([`crate::link::Observer`]).
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn start_paced(stream: impl Stream, pacer: Option<Arc<Pacer>>) -> Result<Self, OpenError> {
+        let (requests, mut connection) = tune!(h2::client::Builder::new())
             .initial_max_send_streams(INITIAL_STREAMS)
             .enable_push(false)
             .handshake(stream)
@@ -42,13 +55,26 @@ impl FlowClient {
             .map_err(OpenError::Closed)?;
         let closed = CancellationToken::new();
         let guard = closed.clone().drop_guard();
+        let session = Session::new(pacer);
+        let windows = session.windows.clone();
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            let result = loop {
+                tokio::select! {
+                    result = &mut connection => break result,
+                    window = windows.changed() => {
+                        // Fails while the server has not confirmed the last change.
+                        if connection.set_initial_window_size(window).is_ok() {
+                            windows.told(window);
+                        }
+                    }
+                }
+            };
+            if let Err(error) = result {
                 tracing::debug!(%error, "flows connection ended");
             }
             drop(guard);
         });
-        Ok(Self { requests, closed })
+        Ok(Self { requests, session, closed })
     }
 
     /// Asks for a connection to `authority` (`host:port`, IPv6 in brackets) and returns at once: data may be sent
@@ -68,7 +94,7 @@ impl FlowClient {
         *request.uri_mut() = uri;
         let mut requests = self.requests.clone().ready().await.map_err(OpenError::Closed)?;
         let (response, stream) = requests.send_request(request, false).map_err(OpenError::Closed)?;
-        Ok(Flow::opening(stream, response))
+        Ok(Flow::opening(stream, response, &self.session))
     }
 
     /// Cancelled when the session has ended; every flow of it has then got an error.
