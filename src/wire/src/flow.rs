@@ -6,9 +6,11 @@
 pub mod client;
 pub mod server;
 pub mod status;
+mod windows;
 
 use std::future::poll_fn;
 use std::io;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -17,9 +19,12 @@ use h2::client::ResponseFuture;
 use h2::{Reason, RecvStream, SendStream};
 
 pub use status::ConnectError;
+use windows::{Counted, Windows};
+
+use crate::pacing::{FlowHistory, Pacer};
 
 /// Bytes one flow's receiver has not read yet and may hold; the memory bound of a stuck flow at each end. 4 MiB gave
-/// no measurable speed.
+/// no measurable speed on short paths; on long ones a paced session's windows grow ([`windows`]).
 const STREAM_WINDOW: u32 = 1 << 20;
 
 /// The largest HTTP/2 allows (RFC 9113 §6.9.1): a finite connection window lets flows nobody reads stall all others.
@@ -69,12 +74,19 @@ pub struct Flow {
 /// Sending half of a [`Flow`]. Dropped before [`finish`](Self::finish), the peer sees a reset.
 pub struct FlowSend {
     stream: SendStream<Bytes>,
+    paced: Option<Paced>,
+}
+
+/// A flow's part in its session's pacing.
+struct Paced {
+    pacer: Arc<Pacer>,
+    history: FlowHistory,
 }
 
 /// Receiving half of a [`Flow`].
 pub struct FlowRecv {
     state: RecvState,
-    _counted: Option<client::Counted>,
+    counted: Counted,
 }
 
 enum RecvState {
@@ -83,18 +95,35 @@ enum RecvState {
 }
 
 impl Flow {
-    fn opening(stream: SendStream<Bytes>, response: ResponseFuture, counted: client::Counted) -> Self {
-        let recv = FlowRecv { state: RecvState::Opening(response), _counted: Some(counted) };
-        Self { send: FlowSend { stream }, recv }
+    fn opening(stream: SendStream<Bytes>, response: ResponseFuture, session: &Session) -> Self {
+        session.flow(stream, RecvState::Opening(response))
     }
 
-    fn open(stream: SendStream<Bytes>, recv: RecvStream) -> Self {
-        Self { send: FlowSend { stream }, recv: FlowRecv { state: RecvState::Open(recv), _counted: None } }
+    fn open(stream: SendStream<Bytes>, recv: RecvStream, session: &Session) -> Self {
+        session.flow(stream, RecvState::Open(recv))
+    }
+}
+
+/// What the flows of one end of a session share.
+#[derive(Clone)]
+struct Session {
+    pacer: Option<Arc<Pacer>>,
+    windows: Arc<Windows>,
+}
+
+impl Session {
+    fn new(pacer: Option<Arc<Pacer>>) -> Self {
+        Self { windows: Windows::new(pacer.clone()), pacer }
+    }
+
+    fn flow(&self, stream: SendStream<Bytes>, state: RecvState) -> Flow {
+        let paced = self.pacer.clone().map(|pacer| Paced { pacer, history: FlowHistory::default() });
+        Flow { send: FlowSend { stream, paced }, recv: FlowRecv { state, counted: self.windows.count() } }
     }
 }
 
 impl FlowSend {
-    /// Sends all of `data`, waiting for the peer's window.
+    /// Sends all of `data`, waiting for the peer's window and for the session's budget.
     ///
     /// # Errors
     /// `ConnectionReset` when the peer reset the flow or the session ended.
@@ -109,9 +138,9 @@ impl FlowSend {
                 },
                 granted => granted,
             };
-            let part = data.split_to(granted.min(data.len()));
-            if !part.is_empty() {
-                self.stream.send_data(part, false).map_err(ended)?;
+            let size = self.permit(granted.min(data.len())).await?;
+            if size > 0 {
+                self.stream.send_data(data.split_to(size), false).map_err(ended)?;
             }
         }
         Ok(())
@@ -132,13 +161,20 @@ impl FlowSend {
 
     /// Ready once the peer has reset the flow or the session ended. Never ready on an orderly end.
     pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        match ready!(self.stream.poll_reset(cx)) {
-            // RFC 9113 §8.1: the peer has all it wants of our input; its answer is complete and still valid.
-            Ok(Reason::NO_ERROR) => Poll::Pending,
-            Ok(reason) => {
-                Poll::Ready(io::Error::new(io::ErrorKind::ConnectionReset, h2::Error::from(reason)))
-            }
-            Err(error) => Poll::Ready(ended(error)),
+        poll_reset(&mut self.stream, cx)
+    }
+
+    /// Waits until the session's budget has room for some of `size` bytes. Only for what the flow's window has room
+    /// for already: a flow that waits for its reader must not hold budget.
+    async fn permit(&mut self, size: usize) -> io::Result<usize> {
+        let Some(Paced { pacer, history }) = self.paced.as_mut().filter(|_| size > 0) else {
+            return Ok(size);
+        };
+        tokio::select! {
+            biased;
+            permitted = pacer.take(history, size) => Ok(permitted),
+            // A flow that is reset while it waits must give its place up.
+            error = poll_fn(|cx| poll_reset(&mut self.stream, cx)) => Err(error),
         }
     }
 }
@@ -179,7 +215,17 @@ impl FlowRecv {
         if let RecvState::Open(stream) = &mut self.state {
             // Fails only for more than was received.
             let _ = stream.flow_control().release_capacity(bytes);
+            self.counted.used(bytes);
         }
+    }
+}
+
+fn poll_reset(stream: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<io::Error> {
+    match ready!(stream.poll_reset(cx)) {
+        // RFC 9113 §8.1: the peer has all it wants of our input; its answer is complete and still valid.
+        Ok(Reason::NO_ERROR) => Poll::Pending,
+        Ok(reason) => Poll::Ready(io::Error::new(io::ErrorKind::ConnectionReset, h2::Error::from(reason))),
+        Err(error) => Poll::Ready(ended(error)),
     }
 }
 

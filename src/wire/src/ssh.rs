@@ -16,6 +16,10 @@ pub const SERVER_ID: &str = concat!("SSH-2.0-kshuttle_", env!("CARGO_PKG_VERSION
 /// half), 16 MiB would put seconds of bulk data in front of a ping on a slow line.
 pub const WINDOW: u32 = 1 << 20;
 
+/// As [`WINDOW`], for a channel whose flows are paced: what may queue in the path is then the pacing's business, and
+/// the window only has to be as large as its largest budget.
+pub const PACED_WINDOW: u32 = 16 << 20;
+
 /// Largest channel packet in bytes; russh accepts no more than 65,535, and fewer, bigger packets cost less.
 pub const MAX_PACKET: u32 = 65_535;
 

@@ -1,14 +1,14 @@
 //! The laptop's end: opens flows.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{Method, Request, Uri, Version};
 use tokio_util::sync::CancellationToken;
 
-use super::{Flow, Stream, tune};
+use super::{Flow, Session, Stream, tune};
+use crate::pacing::Pacer;
 
 /// Streams the client may open before the server has said its own limit (it sets none).
 const INITIAL_STREAMS: usize = 10_000;
@@ -17,12 +17,9 @@ const INITIAL_STREAMS: usize = 10_000;
 #[derive(Clone)]
 pub struct FlowClient {
     requests: SendRequest<Bytes>,
+    session: Session,
     closed: CancellationToken,
-    open: Arc<AtomicUsize>,
 }
-
-/// A flow that is open, for whoever counts them.
-pub(super) struct Counted(Arc<AtomicUsize>);
 
 /// Why no flow could be asked for at all.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +38,16 @@ impl FlowClient {
     /// # Errors
     /// When the stream ends during the handshake.
     pub async fn start(stream: impl Stream) -> Result<Self, OpenError> {
-        let (requests, connection) = tune!(h2::client::Builder::new())
+        Self::start_paced(stream, None).await
+    }
+
+    /// As [`start`](Self::start); `pacer` hands out what the flows may send. It must be told what the link under
+    /// `stream` does ([`crate::link::Observer`]).
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn start_paced(stream: impl Stream, pacer: Option<Arc<Pacer>>) -> Result<Self, OpenError> {
+        let (requests, mut connection) = tune!(h2::client::Builder::new())
             .initial_max_send_streams(INITIAL_STREAMS)
             .enable_push(false)
             .handshake(stream)
@@ -49,13 +55,26 @@ impl FlowClient {
             .map_err(OpenError::Closed)?;
         let closed = CancellationToken::new();
         let guard = closed.clone().drop_guard();
+        let session = Session::new(pacer);
+        let windows = session.windows.clone();
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            let result = loop {
+                tokio::select! {
+                    result = &mut connection => break result,
+                    window = windows.changed() => {
+                        // Fails while the server has not confirmed the last change.
+                        if connection.set_initial_window_size(window).is_ok() {
+                            windows.told(window);
+                        }
+                    }
+                }
+            };
+            if let Err(error) = result {
                 tracing::debug!(%error, "flows connection ended");
             }
             drop(guard);
         });
-        Ok(Self { requests, closed, open: Arc::default() })
+        Ok(Self { requests, session, closed })
     }
 
     /// Asks for a connection to `authority` (`host:port`, IPv6 in brackets) and returns at once: data may be sent
@@ -75,29 +94,16 @@ impl FlowClient {
         *request.uri_mut() = uri;
         let mut requests = self.requests.clone().ready().await.map_err(OpenError::Closed)?;
         let (response, stream) = requests.send_request(request, false).map_err(OpenError::Closed)?;
-        Ok(Flow::opening(stream, response, Counted::new(&self.open)))
+        Ok(Flow::opening(stream, response, &self.session))
+    }
+
+    /// Flows that are open now.
+    pub fn open_flows(&self) -> usize {
+        self.session.windows.flows()
     }
 
     /// Cancelled when the session has ended; every flow of it has then got an error.
     pub fn closed(&self) -> &CancellationToken {
         &self.closed
-    }
-
-    /// Flows that are open now.
-    pub fn open_flows(&self) -> usize {
-        self.open.load(Ordering::Relaxed)
-    }
-}
-
-impl Counted {
-    fn new(open: &Arc<AtomicUsize>) -> Self {
-        open.fetch_add(1, Ordering::Relaxed);
-        Self(open.clone())
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

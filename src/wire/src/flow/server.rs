@@ -10,7 +10,8 @@ use http::{Method, Request, Response};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
-use super::{ConnectError, Flow, MAX_FLOWS, Stream, status, tune};
+use super::{ConnectError, Flow, MAX_FLOWS, Session, Stream, status, tune};
+use crate::pacing::Pacer;
 use crate::relay;
 
 /// How long a target may take to accept, names included. The kernel's own limit is over two minutes, longer than
@@ -22,23 +23,47 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// # Errors
 /// When the stream fails or the peer breaks HTTP/2; all its flows are reset then.
 pub async fn serve(stream: impl Stream) -> Result<(), h2::Error> {
+    serve_paced(stream, None).await
+}
+
+/// As [`serve`]; `pacer` hands out what the flows may send. It must be told what the link under `stream` does
+/// ([`crate::link::Observer`]).
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_paced(stream: impl Stream, pacer: Option<Arc<Pacer>>) -> Result<(), h2::Error> {
     let mut connection = tune!(h2::server::Builder::new()).handshake(stream).await?;
     let room = Arc::new(Semaphore::new(MAX_FLOWS));
-    while let Some(request) = connection.accept().await {
+    let session = Session::new(pacer);
+    loop {
+        let request = tokio::select! {
+            request = connection.accept() => request,
+            window = session.windows.changed() => {
+                // Fails while the client has not confirmed the last change.
+                if connection.set_initial_window_size(window).is_ok() {
+                    session.windows.told(window);
+                }
+                continue;
+            }
+        };
+        let Some(request) = request else { return Ok(()) };
         let (request, respond) = request?;
-        let room = room.clone();
+        let (room, session) = (room.clone(), session.clone());
         tokio::spawn(async move {
             let _place = match room.try_acquire() {
                 Ok(place) => place,
                 Err(_) => return refuse(respond, &ConnectError::TooMany),
             };
-            serve_flow(request, respond).await;
+            serve_flow(request, respond, &session).await;
         });
     }
-    Ok(())
 }
 
-async fn serve_flow(request: Request<h2::RecvStream>, mut respond: SendResponse<bytes::Bytes>) {
+async fn serve_flow(
+    request: Request<h2::RecvStream>,
+    mut respond: SendResponse<bytes::Bytes>,
+    session: &Session,
+) {
     let socket = match target(&request) {
         // The laptop may give up while we still connect; then there is nobody to connect for.
         Some((host, port)) => tokio::select! {
@@ -52,7 +77,7 @@ async fn serve_flow(request: Request<h2::RecvStream>, mut respond: SendResponse<
         Err(error) => return refuse(respond, &error),
     };
     let Ok(send) = respond.send_response(Response::new(()), false) else { return };
-    let flow = Flow::open(send, request.into_body());
+    let flow = Flow::open(send, request.into_body(), session);
     if let Err(error) = relay::relay(socket, flow).await {
         tracing::debug!(%error, "flow ended early");
     }

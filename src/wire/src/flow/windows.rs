@@ -1,0 +1,250 @@
+//! Stream windows that follow what arrives: one flow must be able to fill a long, fast path, and flows nobody reads
+//! must stay cheap.
+//!
+//! HTTP/2 has one initial window for all streams of a connection, and changing it changes the open ones too. So the
+//! window grows with the whole session's rate, but only as far as all flows together, should none be read any more,
+//! stay within [`MEMORY`].
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::STREAM_WINDOW;
+use crate::pacing::Pacer;
+
+/// Bytes all open flows of a session may hold unread at one end beyond the [`STREAM_WINDOW`] each has anyway.
+const MEMORY: u64 = 256 << 20;
+
+/// Largest stream window: the largest budget.
+const LARGEST: u64 = 16 << 20;
+
+/// Window over what arrives in one round trip: a window no larger than that would itself be what limits the rate.
+const HEADROOM: f64 = 2.0;
+
+/// Added to the round trip, for the queue the pacing keeps and the peer's scheduling.
+const SLACK: Duration = Duration::from_millis(20);
+
+/// Round trip assumed as long as none is known.
+const UNKNOWN_RTT: Duration = Duration::from_millis(100);
+
+/// Shortest time the rate is taken over. Also how often the window may change, and so SETTINGS are sent.
+const PERIOD: Duration = Duration::from_millis(50);
+
+/// A window larger than needed is kept for so long: transfers come in groups.
+const KEEP: Duration = Duration::from_secs(10);
+
+/// Decides the stream window of one end of a session.
+pub(super) struct Windows {
+    /// Where the round trip comes from; `None` leaves the window as it is.
+    pacer: Option<Arc<Pacer>>,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+struct State {
+    flows: u64,
+    /// Bytes used up since `since`.
+    used: u64,
+    since: Instant,
+    /// As the peer was last told.
+    window: u32,
+    wanted: u32,
+    /// When so much was last needed.
+    needed_at: Instant,
+}
+
+/// One open flow, counted.
+pub(super) struct Counted {
+    windows: Arc<Windows>,
+}
+
+impl Windows {
+    pub(super) fn new(pacer: Option<Arc<Pacer>>) -> Arc<Self> {
+        let now = Instant::now();
+        let state = State {
+            flows: 0,
+            used: 0,
+            since: now,
+            window: STREAM_WINDOW,
+            wanted: STREAM_WINDOW,
+            needed_at: now,
+        };
+        Arc::new(Self { pacer, state: Mutex::new(state), changed: Notify::new() })
+    }
+
+    pub(super) fn count(self: &Arc<Self>) -> Counted {
+        self.lock().flows += 1;
+        Counted { windows: self.clone() }
+    }
+
+    /// Flows that are open now.
+    pub(super) fn flows(&self) -> usize {
+        self.lock().flows as usize
+    }
+
+    /// Waits for a window the peer does not know yet. Safe to cancel.
+    pub(super) async fn changed(&self) -> u32 {
+        loop {
+            self.changed.notified().await;
+            let state = self.lock();
+            if state.wanted != state.window {
+                return state.wanted;
+            }
+        }
+    }
+
+    /// The peer is being told. Without this call, as while it has not confirmed the last change, the next round
+    /// trip asks again.
+    pub(super) fn told(&self, window: u32) {
+        self.lock().window = window;
+    }
+
+    fn used(&self, bytes: usize) {
+        let Some(pacer) = &self.pacer else { return };
+        let mut state = self.lock();
+        state.used += bytes as u64;
+        let now = Instant::now();
+        if now - state.since < PERIOD {
+            return;
+        }
+        let rtt = match pacer.figures().base_rtt {
+            Duration::ZERO => UNKNOWN_RTT,
+            rtt => rtt,
+        };
+        if now - state.since < rtt {
+            return;
+        }
+        state.decide(now, rtt + SLACK);
+        if state.wanted != state.window {
+            self.changed.notify_one();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Numbers stay usable whatever panicked.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn decide(&mut self, now: Instant, round: Duration) {
+        let rate = self.used as f64 / (now - self.since).as_secs_f64();
+        (self.used, self.since) = (0, now);
+        let needed = (HEADROOM * rate * round.as_secs_f64()) as u64;
+        let room = LARGEST.min(MEMORY / self.flows.max(1)).max(STREAM_WINDOW.into());
+        let needed = needed.clamp(STREAM_WINDOW.into(), room) as u32;
+        let window = self.window.min(room as u32);
+        // Small corrections are not worth a frame.
+        if needed >= window / 2 {
+            self.needed_at = now;
+        }
+        let grows = needed > window + window / 4 || needed > window && u64::from(needed) == room;
+        self.wanted = if grows || now - self.needed_at > KEEP { needed } else { window };
+    }
+}
+
+impl Counted {
+    /// Tells that `bytes` of this flow are used up.
+    pub(super) fn used(&self, bytes: usize) {
+        self.windows.used(bytes);
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.windows.lock().flows -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::link::{Observer, TimedAck};
+    use crate::pacing::Policy;
+
+    const MIB: u32 = 1 << 20;
+
+    /// A session of so many milliseconds of round trip.
+    async fn windows(rtt: u64) -> Arc<Windows> {
+        let pacer = Pacer::new(Policy::Auto);
+        pacer.written(100);
+        tokio::time::advance(Duration::from_millis(rtt)).await;
+        pacer.acknowledged(TimedAck { offset: 100, received_at: Duration::ZERO, held: Duration::ZERO });
+        Windows::new(Some(pacer))
+    }
+
+    /// Uses up `rate` bytes per second for two seconds, as fast as the window allows, telling the peer of each change.
+    async fn use_up(windows: &Windows, flow: &Counted, rate: f64, rtt: f64) {
+        for _ in 0..200 {
+            tokio::time::advance(Duration::from_millis(10)).await;
+            let allowed = f64::from(windows.lock().window) / rtt;
+            flow.used((rate.min(allowed) / 100.0) as usize);
+            let wanted = windows.lock().wanted;
+            windows.told(wanted);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_flow_gets_what_a_long_fast_path_holds_and_no_more() {
+        let windows = windows(100).await;
+        let flow = windows.count();
+        assert_eq!(windows.lock().window, MIB);
+        use_up(&windows, &flow, 25e6, 0.1).await;
+        let window = windows.lock().window;
+        assert!((3 * MIB..8 * MIB).contains(&window), "{window}");
+        use_up(&windows, &flow, 1e9, 0.1).await;
+        assert_eq!(windows.lock().window, 16 * MIB);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_and_near_sessions_keep_the_small_window() {
+        for (rtt, rate) in [(100, 2.5e6), (20, 10e6), (1, 20e6)] {
+            let windows = windows(rtt).await;
+            let flow = windows.count();
+            use_up(&windows, &flow, rate, rtt as f64 / 1e3).await;
+            assert_eq!(windows.lock().window, MIB, "{rtt} ms {rate}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_flows_share_the_memory() {
+        let windows = windows(100).await;
+        let flow = windows.count();
+        use_up(&windows, &flow, 1e9, 0.1).await;
+        let others: Vec<Counted> = (0..99).map(|_| windows.count()).collect();
+        use_up(&windows, &flow, 1e9, 0.1).await;
+        assert_eq!(u64::from(windows.lock().window), (256 << 20) / 100);
+        let more: Vec<Counted> = (0..1_000).map(|_| windows.count()).collect();
+        use_up(&windows, &flow, 1e9, 0.1).await;
+        assert_eq!(windows.lock().window, MIB);
+        drop((others, more));
+        use_up(&windows, &flow, 1e9, 0.1).await;
+        assert_eq!(windows.lock().window, 16 * MIB);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_window_shrinks_when_long_not_needed() {
+        let windows = windows(100).await;
+        let flow = windows.count();
+        use_up(&windows, &flow, 50e6, 0.1).await;
+        let large = windows.lock().window;
+        for _ in 0..4 {
+            use_up(&windows, &flow, 1e3, 0.1).await;
+        }
+        assert_eq!(windows.lock().window, large);
+        for _ in 0..2 {
+            use_up(&windows, &flow, 1e3, 0.1).await;
+        }
+        assert_eq!(windows.lock().window, MIB);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_pacing_nothing_changes() {
+        let windows = Windows::new(None);
+        let flow = windows.count();
+        use_up(&windows, &flow, 1e9, 0.1).await;
+        assert_eq!(windows.lock().window, MIB);
+    }
+}

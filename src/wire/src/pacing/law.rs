@@ -1,0 +1,411 @@
+//! The law: budget = delivery rate × (base round trip + 10 ms) + a little. No clock and no I/O.
+//!
+//! One law per sending direction of a session. Times are durations since any fixed point, as long as it is the same
+//! for all calls; sessions that share a line do best when it is the same for all of them (see [`PROBE_EVERY`]).
+//!
+//! States: *start-up* (the budget grows by a gain until the queue or the rate says the path is full), *steady*, and
+//! *probe* (drain, then look: the only way to tell a longer path from a queue). What is measured, and how, is in
+//! [`path`]; who gets the budget is in [`super::gate`].
+
+pub(crate) mod path;
+pub mod policy;
+mod round;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use crate::link::TimedAck;
+use path::Path;
+pub use policy::{Policy, PolicyError};
+use round::Round;
+
+/// The queue the law keeps standing, in seconds. Time, not bytes, is what makes one law fit all lines: it absorbs
+/// the jitter of acknowledgements, and on loopback, where the round trip means nothing, it alone carries the window.
+/// 5 ms loses a fifth of the line at 10 ms jitter; 15 ms gains nothing and costs 5 ms of every ping.
+const STANDING: f64 = 0.010;
+
+/// Largest constant part of the budget, in bytes. It pulls sessions sharing a line together: the one with less rate
+/// gets more queue per byte than the other. With a third of it, two on 100 Mbit/s still differ six to one after 30 s.
+const CONSTANT_MAX: f64 = 24_576.0;
+
+/// Rate in bytes per second from which the constant part is the largest. Below, it falls with the square root of the
+/// rate: 24 KiB are 200 ms of a line of 1 Mbit/s; falling as fast as the rate, it would not pull any more.
+const CONSTANT_RATE: f64 = 4_000_000.0;
+
+/// Smallest constant part: three of the smallest chunks, so that one travels while others wait and are acknowledged.
+const CONSTANT_MIN: f64 = 6_144.0;
+
+/// Smallest budget in bytes: less cannot keep one full packet of each layer moving.
+pub(crate) const BUDGET_MIN: f64 = 4_096.0;
+
+/// Largest budget in bytes, and so the bound of the link's replay buffer: 1 Gbit/s at 130 ms.
+pub(crate) const BUDGET_MAX: f64 = 16_777_216.0;
+
+/// Largest budget on a path shorter than [`NEAR`]. The queue there is processor time, not line: more is no faster,
+/// only later.
+const BUDGET_MAX_NEAR: f64 = 4_194_304.0;
+
+/// Base round trip in seconds below which both ends are on one machine or one switch.
+const NEAR: f64 = 0.001;
+
+/// Budget in bytes before the path is known. Four times TCP's initial window (RFC 6928): the start-up then takes two
+/// round trips less, and a line of 1 Mbit/s is busy with it for half a second, once.
+const BUDGET_FIRST: f64 = 65_536.0;
+
+/// Growth per round while nothing is known.
+const GAIN_FIRST: f64 = 2.0;
+
+/// Growth per round when a known path seems to have room again. Gentler: the old rate is probably nearly right.
+const GAIN_AGAIN: f64 = 1.5;
+
+/// Pace over the rate while the budget grows by [`GAIN_FIRST`].
+const PACE_FIRST: f64 = 2.5;
+
+/// Pace over the rate while it grows by [`GAIN_AGAIN`].
+const PACE_AGAIN: f64 = 2.0;
+
+/// Pace over the rate in the steady state. Just enough to catch up after a pause: at 1.25 both directions at once
+/// reach less and queue more.
+const PACE_STEADY: f64 = 1.2;
+
+/// A start-up ends when the mean queue exceeds this part of what the steady state allows...
+const FULL_QUEUE: f64 = 0.75;
+
+/// ...or when the rate has not grown by this factor...
+const FULL_GROWTH: f64 = 1.25;
+
+/// ...for this many rounds in which flows waited for the budget. As BBR.
+const FULL_ROUNDS: u32 = 3;
+
+/// So many rounds with flows waiting and less than half of the intended queue: the path has more to give.
+const EMPTY_ROUNDS: u32 = 3;
+
+/// A queue that never was shorter than this in a round, in seconds, is not of our making.
+const HIGH_QUEUE: f64 = 1.5 * STANDING + 0.005;
+
+/// A round below this part of the known rate, at a high queue, says that the path got slower (or longer).
+const SLOWER: f64 = 0.8;
+
+/// A queue that stands, in seconds, is reason for suspicion when the rate has fallen to [`FALLEN`] of the highest
+/// since the last probe...
+const SUSPECT_QUEUE: f64 = 0.7 * STANDING;
+
+/// See [`SUSPECT_QUEUE`].
+const FALLEN: f64 = 0.8;
+
+/// ...in so many rounds in a row.
+const SUSPECT_ROUNDS: u32 = 3;
+
+/// A one-way time grown by this part of the round trip means a longer path: there is more to fill.
+const LONGER: f64 = 0.1;
+
+/// Base round trips are looked for again this often: at the full tens of seconds of the clock, so that all
+/// sessions on a line drain it together. Alone none could drain what the others keep standing.
+const PROBE_EVERY: Duration = Duration::from_secs(10);
+
+/// No regular probe if the minima were seen so shortly before: traffic with pauses shows them by itself.
+const PROBE_FRESH: Duration = Duration::from_secs(2);
+
+/// A probe that finds nothing to look at ends after this.
+const PROBE_LIMIT: Duration = Duration::from_secs(3);
+
+/// A regular probe raises the base round trip by no more than this, in seconds: clocks drift apart by up to 100 ppm.
+/// More it might owe to others' queues; if the path is really longer, the rate falls and suspicion finds it.
+const DRIFT: f64 = 0.001;
+
+/// Part of rate × base round trip kept under way while probing: the line stays half busy.
+const PROBE_DEPTH: f64 = 0.5;
+
+/// Silence with bytes under way after which nothing measured before counts: a suspended machine, a new route.
+const FORGET_AFTER: Duration = Duration::from_secs(5);
+
+/// What the law has learned, for the status page.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Figures {
+    /// Delivery rate in bytes per second; 0 before the first acknowledgement.
+    pub rate: f64,
+    /// Round trip without queues; zero before the first acknowledgement.
+    pub base_rtt: Duration,
+    /// Round trip of the last acknowledgement; zero before it.
+    pub rtt: Duration,
+    /// Bytes that may be under way.
+    pub budget: u64,
+    /// Bytes that are under way.
+    pub in_flight: u64,
+}
+
+/// The law of one sending direction.
+#[derive(Debug)]
+pub struct Law {
+    policy: Policy,
+    path: Path,
+    round: Round,
+    growth: Growth,
+    /// Round trip without the queue of our direction, of the last round. The other direction's queue stays in: our
+    /// acknowledgements wait there, and the line must be kept busy meanwhile.
+    effective_rtt: Option<f64>,
+    probe: Probe,
+    /// Slot of [`PROBE_EVERY`] in which the last regular probe fell.
+    slot: Option<u64>,
+    /// The probe was made for a suspicion, not because it was time.
+    suspicion: bool,
+    /// Highest rate since the last probe.
+    reference: f64,
+    /// Rounds in a row that gave reason for suspicion.
+    suspect_rounds: u32,
+    /// No probe for a suspicion before this: the last one found nothing.
+    suspect_after: Duration,
+}
+
+#[derive(Debug, PartialEq)]
+enum Growth {
+    /// Nothing is known yet.
+    First { full: f64, rounds: u32 },
+    /// The path seems to have more room than it had.
+    Again { full: f64, rounds: u32 },
+    /// `empty`: rounds in a row with too short a queue.
+    Steady { empty: u32 },
+}
+
+#[derive(Debug, PartialEq)]
+enum Probe {
+    No,
+    /// Waiting until little is under way.
+    Drain {
+        since: Duration,
+    },
+    /// Looking at what was sent since: smallest round trip and one-way time.
+    Look {
+        since: Duration,
+        seen: Option<(f64, f64)>,
+    },
+}
+
+impl Law {
+    /// A law that knows nothing of its path.
+    pub fn new(policy: Policy) -> Self {
+        Self {
+            policy,
+            path: Path::default(),
+            round: Round::default(),
+            growth: Growth::First { full: 0.0, rounds: 0 },
+            effective_rtt: None,
+            probe: Probe::No,
+            slot: None,
+            suspicion: false,
+            reference: 0.0,
+            suspect_rounds: 0,
+            suspect_after: Duration::ZERO,
+        }
+    }
+
+    /// Bytes up to `end` were given to the link. `backlog`: flows wait for the budget.
+    pub fn written(&mut self, now: Duration, end: u64, backlog: bool) {
+        self.path.written(now, end, backlog);
+    }
+
+    /// The peer acknowledged.
+    pub fn acknowledged(&mut self, now: Duration, ack: TimedAck, backlog: bool) {
+        if self.path.silence(now) > FORGET_AFTER {
+            self.forget();
+        }
+        self.round.limited |= backlog;
+        let Some(sample) = self.path.acknowledged(now, ack) else { return };
+        if let Probe::Look { since, seen } = &mut self.probe
+            && sample.sent_at >= *since
+        {
+            let (rtt, one_way) = seen.unwrap_or((f64::MAX, f64::MAX));
+            *seen = Some((rtt.min(sample.rtt), one_way.min(sample.one_way)));
+        }
+        self.round.add(&sample);
+        if self.path.acked >= self.round.end {
+            self.end_round(now);
+            self.round = Round::until(self.path.sent);
+        }
+        self.step_probe(now, backlog);
+    }
+
+    /// A new attachment carries the link: all that was measured belongs to another path. What was under way still is.
+    pub fn attached(&mut self) {
+        self.forget();
+    }
+
+    /// Bytes that may be under way.
+    pub fn budget(&self) -> u64 {
+        if let Policy::Fixed(budget) = self.policy {
+            return budget.get();
+        }
+        if self.probe != Probe::No {
+            return self.probe_budget() as u64;
+        }
+        let (Some(base), true) = (self.effective_rtt, self.path.rate > 0.0) else {
+            return BUDGET_FIRST as u64;
+        };
+        let steady = |gain: f64| self.path.rate * (gain * base + STANDING) + self.constant();
+        let budget = match self.growth {
+            Growth::First { .. } => steady(GAIN_FIRST).max(BUDGET_FIRST),
+            Growth::Again { .. } => steady(GAIN_AGAIN),
+            Growth::Steady { .. } => steady(1.0),
+        };
+        let most =
+            if self.path.base_rtt().is_some_and(|rtt| rtt < NEAR) { BUDGET_MAX_NEAR } else { BUDGET_MAX };
+        budget.clamp(BUDGET_MIN, most) as u64
+    }
+
+    /// Bytes per second the budget should be spent at, if it matters: a budget spent at once comes back at once, and
+    /// with data both ways the bursts of one direction hold back the other's acknowledgements.
+    pub(crate) fn pace(&self) -> Option<f64> {
+        if self.policy != Policy::Auto
+            || self.path.rate == 0.0
+            || self.path.base_rtt().is_none_or(|rtt| rtt < NEAR)
+        {
+            return None;
+        }
+        let gain = match self.growth {
+            Growth::First { .. } => PACE_FIRST,
+            Growth::Again { .. } => PACE_AGAIN,
+            Growth::Steady { .. } => PACE_STEADY,
+        };
+        // Never slower than the budget comes round: a small rate could not grow.
+        let round = self.effective_rtt.unwrap_or_default() + STANDING;
+        Some((gain * self.path.rate).max(self.budget() as f64 / round))
+    }
+
+    /// Bytes given to the link and not acknowledged.
+    pub fn in_flight(&self) -> u64 {
+        self.path.sent - self.path.acked
+    }
+
+    /// Offset up to which bytes were given to the link.
+    pub(crate) fn sent(&self) -> u64 {
+        self.path.sent
+    }
+
+    /// What the law has learned.
+    pub fn figures(&self) -> Figures {
+        let time = |seconds: Option<f64>| Duration::from_secs_f64(seconds.unwrap_or_default());
+        Figures {
+            rate: self.path.rate,
+            base_rtt: time(self.path.base_rtt()),
+            rtt: time(self.path.last_rtt),
+            budget: self.budget(),
+            in_flight: self.in_flight(),
+        }
+    }
+
+    fn forget(&mut self) {
+        self.path.forget();
+        *self = Self { path: std::mem::take(&mut self.path), slot: self.slot, ..Self::new(self.policy) };
+    }
+
+    /// The part of the budget that does not depend on the round trip.
+    fn constant(&self) -> f64 {
+        (CONSTANT_MAX * (self.path.rate / CONSTANT_RATE).sqrt()).clamp(CONSTANT_MIN, CONSTANT_MAX)
+    }
+
+    /// Queue in seconds that the steady state intends.
+    fn intended_queue(&self) -> f64 {
+        STANDING + self.constant() / self.path.rate.max(1.0)
+    }
+
+    fn end_round(&mut self, now: Duration) {
+        self.effective_rtt = Some(self.round.effective);
+        let queue = self.round.queue_mean();
+        let full_queue = FULL_QUEUE * self.intended_queue();
+        match &mut self.growth {
+            Growth::First { full, rounds } | Growth::Again { full, rounds } if self.round.limited => {
+                if self.round.rate > FULL_GROWTH * *full {
+                    (*full, *rounds) = (self.round.rate, 0);
+                } else {
+                    *rounds += 1;
+                }
+                if *rounds >= FULL_ROUNDS || queue > full_queue {
+                    self.growth = Growth::Steady { empty: 0 };
+                }
+            }
+            Growth::Steady { empty } => {
+                let room =
+                    self.round.limited && self.probe == Probe::No && queue < 0.5 / FULL_QUEUE * full_queue;
+                *empty = if room { *empty + 1 } else { 0 };
+                if *empty >= EMPTY_ROUNDS {
+                    self.growth = Growth::Again { full: self.round.rate, rounds: 0 };
+                }
+            }
+            Growth::First { .. } | Growth::Again { .. } => {}
+        }
+        if self.round.queue_min > HIGH_QUEUE
+            && self.round.rate > 0.0
+            && self.round.rate < SLOWER * self.path.rate
+        {
+            self.path.lower_rate(now, self.round.rate);
+        }
+        self.suspect(now);
+    }
+
+    /// Looks for a rate that fell while the queue stood: the path got slower, or longer, or others came. Only a
+    /// probe can tell.
+    fn suspect(&mut self, now: Duration) {
+        self.reference = self.reference.max(self.path.rate);
+        let fell = self.round.limited
+            && self.round.queue_min > SUSPECT_QUEUE
+            && self.path.rate < FALLEN * self.reference;
+        self.suspect_rounds = if fell && self.probe == Probe::No { self.suspect_rounds + 1 } else { 0 };
+        if self.suspect_rounds >= SUSPECT_ROUNDS && now >= self.suspect_after {
+            self.suspicion = true;
+            self.probe = Probe::Drain { since: now };
+        }
+    }
+
+    fn step_probe(&mut self, now: Duration, backlog: bool) {
+        match self.probe {
+            Probe::No => {
+                let slot = (now.as_micros() / PROBE_EVERY.as_micros()) as u64;
+                if backlog && slot != *self.slot.get_or_insert(slot) {
+                    self.slot = Some(slot);
+                    if self.path.unconfirmed(now) > PROBE_FRESH {
+                        self.suspicion = false;
+                        self.probe = Probe::Drain { since: now };
+                    }
+                }
+            }
+            Probe::Drain { since } => {
+                if self.in_flight() as f64 <= self.probe_budget() + self.constant() {
+                    self.probe = Probe::Look { since: now, seen: None };
+                } else if now.saturating_sub(since) > PROBE_LIMIT {
+                    self.probe = Probe::No;
+                }
+            }
+            Probe::Look { since, seen: Some((rtt, one_way)) } if (now - since).as_secs_f64() > rtt => {
+                self.end_probe(now, rtt, one_way);
+            }
+            Probe::Look { since, .. } if now - since > PROBE_LIMIT => self.probe = Probe::No,
+            Probe::Look { .. } => {}
+        }
+    }
+
+    fn end_probe(&mut self, now: Duration, rtt: f64, one_way: f64) {
+        let limit = if self.suspicion { f64::INFINITY } else { DRIFT };
+        let rise = self.path.rebase(now, rtt, one_way, limit);
+        let longer = rise > LONGER * rtt;
+        self.effective_rtt = Some(rtt);
+        self.reference = self.path.rate;
+        self.probe = Probe::No;
+        if longer {
+            self.growth = Growth::Again { full: 0.0, rounds: 0 };
+        } else {
+            if self.suspicion {
+                self.suspect_after = now + PROBE_EVERY;
+            }
+            if let Growth::Steady { empty } = &mut self.growth {
+                *empty = 0;
+            }
+        }
+    }
+
+    /// Bytes under way while probing.
+    fn probe_budget(&self) -> f64 {
+        let base = self.path.base_rtt().unwrap_or_default();
+        (PROBE_DEPTH * self.path.rate * base).clamp(BUDGET_MIN, BUDGET_MAX)
+    }
+}
