@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use kshuttle_wire::pacing::Policy;
+
 use crate::addr::Subnet;
 use crate::cluster::port_forward::Transport;
 use crate::cluster::target::Target;
@@ -143,6 +145,10 @@ pub struct ClusterArgs {
     /// Age at which a tunnel's connection to the API server is replaced; connections in it do not notice
     #[arg(long, global = true, value_name = "TIME", default_value = "50m", value_parser = duration)]
     pub tunnel_lifetime: Duration,
+
+    /// How much may be under way: `auto` measures the path, `fixed:BYTES` does not
+    #[arg(long, global = true, value_name = "POLICY", default_value_t = Policy::Auto)]
+    pub pacing: Policy,
 
     /// Say more: -v what happens, -vv each connection, -vvv everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]

@@ -57,7 +57,11 @@ impl Keeper {
             cluster,
             args: args.clone(),
             identity: Identity::generate().context("make this session's key")?,
-            pool: Pool::start(Settings { tunnels: args.tunnels.into(), lifetime: args.tunnel_lifetime }),
+            pool: Pool::start(Settings {
+                tunnels: args.tunnels.into(),
+                lifetime: args.tunnel_lifetime,
+                pacing: args.pacing,
+            }),
             pod: None,
         })
     }
@@ -92,7 +96,8 @@ impl Keeper {
             self.pool.lead(None);
             unsettled = if stood.elapsed() < SETTLED { unsettled + 1 } else { 0 };
             if unsettled == UNSETTLED_MAX {
-                return start_failed(pod, end).context(format!("{UNSETTLED_MAX} pods ended one after the other"));
+                return start_failed(pod, end)
+                    .context(format!("{UNSETTLED_MAX} pods ended one after the other"));
             }
             steps.restart();
             steps.say(format_args!(
@@ -138,10 +143,9 @@ impl Keeper {
     async fn make_pod(&mut self, steps: &mut Steps) -> anyhow::Result<()> {
         let program = match &self.args.image {
             Some(image) => Program::Image(image.clone()),
-            None => Program::Delivered {
-                payload: Payload::load()?,
-                carrier: self.args.carrier_image.clone(),
-            },
+            None => {
+                Program::Delivered { payload: Payload::load()?, carrier: self.args.carrier_image.clone() }
+            }
         };
         let owner = owner();
         let options = PodOptions {
@@ -207,7 +211,11 @@ fn passes(error: &anyhow::Error) -> bool {
         None => error.chain().any(|cause| {
             matches!(
                 cause.downcast_ref(),
-                Some(PortForwardError::Dial(_) | PortForwardError::Timeout { .. } | PortForwardError::Server { .. })
+                Some(
+                    PortForwardError::Dial(_)
+                        | PortForwardError::Timeout { .. }
+                        | PortForwardError::Server { .. }
+                )
             )
         }),
     }

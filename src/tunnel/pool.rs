@@ -13,11 +13,13 @@ mod slot;
 
 use std::error::Error;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use kshuttle_wire::flow::Flow;
 use kshuttle_wire::flow::client::OpenError;
+use kshuttle_wire::pacing::Policy;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -84,11 +86,13 @@ pub struct Settings {
     pub tunnels: usize,
     /// Age at which a byte stream is replaced.
     pub lifetime: Duration,
+    /// How much may be under way.
+    pub pacing: Policy,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { tunnels: TUNNELS, lifetime: LIFETIME }
+        Self { tunnels: TUNNELS, lifetime: LIFETIME, pacing: Policy::Auto }
     }
 }
 
@@ -107,6 +111,8 @@ struct Shared {
     changed: watch::Sender<()>,
     /// Told when this machine's network changed.
     network: watch::Sender<()>,
+    /// Told when the end is wanted; what is lost then is no news.
+    closing: AtomicBool,
 }
 
 impl DialError {
@@ -156,6 +162,7 @@ impl Pool {
             slots: (0..settings.tunnels).map(Slot::new).collect(),
             changed: watch::Sender::new(()),
             network: watch::Sender::new(()),
+            closing: AtomicBool::new(false),
         });
         let mut tasks = JoinSet::new();
         for index in 0..settings.tunnels {
@@ -200,6 +207,7 @@ impl Pool {
 
     /// Ends all tunnels orderly: the pod learns of it at once. Flows are reset.
     pub async fn close(&self) {
+        self.shared.closing.store(true, Ordering::Relaxed);
         for slot in &self.shared.slots {
             slot.close().await;
         }

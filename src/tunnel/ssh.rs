@@ -6,6 +6,7 @@ use std::time::Duration;
 use kshuttle_wire::flow::Flow;
 use kshuttle_wire::flow::client::{FlowClient, OpenError};
 use kshuttle_wire::link::LinkStream;
+use kshuttle_wire::pacing::{Pacer, Policy};
 use kshuttle_wire::{ssh, write_queue};
 use russh::client::{self, DisconnectReason, Handle};
 use russh::keys::{PrivateKeyWithHashAlg, PublicKeyOrCertificate};
@@ -13,8 +14,8 @@ use russh::{ChannelMsg, Disconnect};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
-use super::{Connect, ConnectError};
 use super::identity::{HostKey, Identity};
+use super::{Connect, ConnectError};
 use crate::addr::Target;
 
 /// Time for key exchange, login and the flows channel: six round trips and two key operations, also over a bad line.
@@ -63,12 +64,13 @@ impl Session {
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
     {
-        let handshake = Self::handshake(config(), write_queue::decouple(stream), identity, host_key);
+        let stream = write_queue::decouple(stream);
+        let handshake = Self::handshake(config(), stream, identity, host_key, None);
         tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await.unwrap_or(Err(SessionError::Timeout))
     }
 
     /// The same over a link, which is its own write queue, and knows by itself whether the pod is there: keep-alives
-    /// would end a session that its link still holds.
+    /// would end a session that its link still holds. Its flows are paced by `policy`, both ways.
     ///
     /// # Errors
     /// See [`SessionError`].
@@ -76,9 +78,12 @@ impl Session {
         stream: LinkStream,
         identity: &Identity,
         host_key: &HostKey,
+        policy: Policy,
     ) -> Result<Self, SessionError> {
-        let config = client::Config { keepalive_interval: None, ..config() };
-        let handshake = Self::handshake(config, stream, identity, host_key);
+        let config = client::Config { keepalive_interval: None, window_size: ssh::LINK_WINDOW, ..config() };
+        let pacer = Pacer::new(policy);
+        stream.observe(pacer.clone());
+        let handshake = Self::handshake(config, stream, identity, host_key, Some((pacer, policy)));
         tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await.unwrap_or(Err(SessionError::Timeout))
     }
 
@@ -88,6 +93,7 @@ impl Session {
         stream: S,
         identity: &Identity,
         host_key: &HostKey,
+        pacing: Option<(Arc<Pacer>, Policy)>,
     ) -> Result<Self, SessionError>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -105,6 +111,10 @@ impl Session {
             return Err(SessionError::KeyRefused);
         }
         let mut channel = handle.channel_open_session().await.map_err(SessionError::Handshake)?;
+        if let Some((_, policy)) = pacing.as_ref().filter(|(_, policy)| *policy != Policy::Auto) {
+            let policy = policy.to_string();
+            channel.set_env(false, ssh::PACING_VARIABLE, policy).await.map_err(SessionError::Handshake)?;
+        }
         channel.request_subsystem(true, ssh::FLOWS_SUBSYSTEM).await.map_err(SessionError::Handshake)?;
         loop {
             match channel.wait().await {
@@ -113,7 +123,9 @@ impl Session {
                 _ => return Err(SessionError::NoFlows),
             }
         }
-        let flows = FlowClient::start(channel.into_stream()).await.map_err(SessionError::Flows)?;
+        let flows = FlowClient::start_paced(channel.into_stream(), pacing.map(|(pacer, _)| pacer))
+            .await
+            .map_err(SessionError::Flows)?;
         Ok(Self { handle: Arc::new(handle), flows, ended })
     }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use kshuttle_wire::link::server::Links;
 use kshuttle_wire::link::{Limits, LinkStream, hello};
+use kshuttle_wire::pacing::{Pacer, Policy};
 use kshuttle_wire::{flow, ssh, write_queue};
 use russh::keys::{Algorithm, PrivateKey, PublicKey};
 use russh::server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
@@ -194,7 +195,7 @@ pub fn config(host_key: PrivateKey) -> russh::server::Config {
 /// The same over a link, which knows by itself whether its peer is there: keep-alives would end a session that its link
 /// still holds.
 pub fn config_over_link(host_key: PrivateKey) -> russh::server::Config {
-    russh::server::Config { keepalive_interval: None, ..config(host_key) }
+    russh::server::Config { keepalive_interval: None, window_size: ssh::LINK_WINDOW, ..config(host_key) }
 }
 
 /// Serves one connection with plain SSH to its end.
@@ -206,7 +207,7 @@ pub async fn serve_stream<S>(
 ) where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
-    serve_ssh(config, write_queue::decouple(stream), authorized_key, presence).await;
+    serve_ssh(config, write_queue::decouple(stream), authorized_key, presence, None).await;
 }
 
 /// Serves one link to its end.
@@ -216,7 +217,9 @@ pub async fn serve_link(
     authorized_key: PublicKey,
     presence: Presence,
 ) {
-    serve_ssh(config, stream, authorized_key, presence).await;
+    let pacer = Pacer::new(Policy::Auto);
+    stream.observe(pacer.clone());
+    serve_ssh(config, stream, authorized_key, presence, Some(pacer)).await;
 }
 
 /// `stream` must take writes without waiting, see [`write_queue`].
@@ -225,6 +228,7 @@ async fn serve_ssh<S>(
     stream: S,
     authorized_key: PublicKey,
     presence: Presence,
+    pacer: Option<Arc<Pacer>>,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -236,6 +240,7 @@ async fn serve_ssh<S>(
         present: None,
         channels: vec![],
         room: Arc::new(Semaphore::new(MAX_CHANNELS)),
+        pacer,
     };
     let too_late = async {
         tokio::select! {
@@ -261,6 +266,8 @@ struct Login {
     /// Session channels that no subsystem was asked for yet.
     channels: Vec<Channel<Msg>>,
     room: Arc<Semaphore>,
+    /// Of the link, if there is one.
+    pacer: Option<Arc<Pacer>>,
 }
 
 impl Login {
@@ -335,14 +342,31 @@ impl Handler for Login {
             Some(place) if name == ssh::FLOWS_SUBSYSTEM => {
                 let channel = self.channels.swap_remove(place);
                 session.channel_success(id)?;
+                let pacer = self.pacer.clone();
                 tokio::spawn(async move {
-                    if let Err(error) = flow::server::serve(channel.into_stream()).await {
+                    if let Err(error) = flow::server::serve_paced(channel.into_stream(), pacer).await {
                         tracing::debug!(%error, "flows ended");
                     }
                 });
                 Ok(())
             }
             _ => session.channel_failure(id),
+        }
+    }
+
+    async fn env_request(
+        &mut self,
+        channel: ChannelId,
+        name: &str,
+        value: &str,
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        match (&self.pacer, value.parse()) {
+            (Some(pacer), Ok(policy)) if name == ssh::PACING_VARIABLE => {
+                pacer.set_policy(policy);
+                session.channel_success(channel)
+            }
+            _ => session.channel_failure(channel),
         }
     }
 
@@ -357,16 +381,6 @@ impl Handler for Login {
         _: u32,
         _: u32,
         _: &[(russh::Pty, u32)],
-        session: &mut Session,
-    ) -> Result<(), Self::Error> {
-        session.channel_failure(channel)
-    }
-
-    async fn env_request(
-        &mut self,
-        channel: ChannelId,
-        _: &str,
-        _: &str,
         session: &mut Session,
     ) -> Result<(), Self::Error> {
         session.channel_failure(channel)

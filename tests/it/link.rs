@@ -16,6 +16,7 @@ use kshuttle_test_support::{pattern, within};
 use kshuttle_wire::link::hello::HelloError;
 use kshuttle_wire::link::server::Links;
 use kshuttle_wire::link::{AttachError, Detached, End, Limits, LinkHandle, Token, connect};
+use kshuttle_wire::pacing::Policy;
 use kshuttle_wire::relay;
 use russh::keys::PublicKey;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -146,7 +147,8 @@ async fn flows_survive_resets_in_every_phase_of_a_session() {
     .await;
     let (stream, handle) = connect(Token::generate().unwrap(), Limits::default());
     let kept = keep_attached(handle.clone(), address);
-    let session = Session::start_on_link(stream, &scene.identity, &HostKey::default()).await.unwrap();
+    let session =
+        Session::start_on_link(stream, &scene.identity, &HostKey::default(), Policy::Auto).await.unwrap();
     let idle_target = server(greet_and_hold).await;
     let mut idle = application(&session, idle_target.into()).await;
     idle.read_exact(&mut [0; 5]).await.unwrap();
@@ -173,7 +175,8 @@ async fn a_black_hole_is_left_by_a_probe_and_nothing_is_lost() {
     .await;
     let (stream, handle) = connect(Token::generate().unwrap(), Limits::default());
     keep_attached(handle.clone(), address);
-    let session = Session::start_on_link(stream, &scene.identity, &HostKey::default()).await.unwrap();
+    let session =
+        Session::start_on_link(stream, &scene.identity, &HostKey::default(), Policy::Auto).await.unwrap();
     let network_changes = async {
         within(swallowed.subscribe().wait_for(|count| *count == 1)).await.unwrap();
         handle.probe();
@@ -197,7 +200,7 @@ async fn a_kept_link_counts_as_a_client_and_the_pod_leaves_only_after_it() {
     let (stream, handle) = connect(Token::generate().unwrap(), Limits::default());
     let attachment = handle.attach(near).await.unwrap();
     let running = tokio::spawn(attachment.run());
-    let session = Session::start_on_link(stream, &identity, &HostKey::default()).await.unwrap();
+    let session = Session::start_on_link(stream, &identity, &HostKey::default(), Policy::Auto).await.unwrap();
     running.abort();
     let _ = running.await;
     let cut = Instant::now();

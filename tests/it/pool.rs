@@ -35,7 +35,8 @@ impl Scene {
         let pod = Sshd::start(&identity.authorized_key().unwrap()).await;
         let line = Line::start(pod.address, 7).await;
         let pool = Pool::start(settings);
-        let scene = Self { identity, _pod: pod, line, pool, dials: Arc::default(), unreachable: Arc::default() };
+        let scene =
+            Self { identity, _pod: pod, line, pool, dials: Arc::default(), unreachable: Arc::default() };
         scene.pool.lead(Some(scene.route()));
         within(scene.pool.first_up(Duration::from_secs(60))).await.unwrap();
         scene
@@ -168,7 +169,8 @@ async fn a_silent_path_is_found_and_left() {
 #[tokio::test(flavor = "multi_thread")]
 async fn byte_streams_are_renewed_before_others_cut_them() {
     let scene =
-        Scene::start(Settings { tunnels: 1, lifetime: Duration::from_millis(50) }).await;
+        Scene::start(Settings { tunnels: 1, lifetime: Duration::from_millis(50), ..Settings::default() })
+            .await;
     let mut idle = scene.application(server(echo).await).await;
     ping(&mut idle).await;
     let dials = scene.dials.load(Ordering::Relaxed);

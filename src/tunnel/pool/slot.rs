@@ -7,6 +7,7 @@
 
 use std::convert::Infallible;
 use std::pin::pin;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -227,6 +228,9 @@ async fn stand(shared: &Shared, slot: &Slot, route: &Route) -> Infallible {
         let began = Instant::now();
         let error = tunnel(shared, slot, route).await;
         shared.clear(slot);
+        if shared.closing.load(Ordering::Relaxed) {
+            return std::future::pending().await;
+        }
         slot.lost(error);
         shared.changed.send_replace(());
         if began.elapsed() > STABLE {
@@ -247,9 +251,10 @@ async fn tunnel(shared: &Shared, slot: &Slot, route: &Route) -> DialError {
     let _closed = Closed(handle.clone());
     slot.lock().link = Some(handle.clone());
     let session = async {
-        let session = Session::start_on_link(stream, &route.identity, &route.host_key)
-            .await
-            .map_err(DialError::passing)?;
+        let session =
+            Session::start_on_link(stream, &route.identity, &route.host_key, shared.settings.pacing)
+                .await
+                .map_err(DialError::passing)?;
         slot.lock().session = Some(session.clone());
         shared.changed.send_replace(());
         session.ended().await;

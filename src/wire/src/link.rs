@@ -32,6 +32,7 @@ mod state;
 pub mod stream;
 
 pub use hello::Token;
+pub use observer::{Observer, TimedAck};
 pub use pump::{Attachment, Detached};
 pub use shared::{Phase, Status};
 pub use state::{End, Limits};

@@ -11,14 +11,16 @@ pub const FLOWS_SUBSYSTEM: &str = "kshuttle-flows@1";
 /// Software version in our server's identification string (RFC 4253 §4.2); tells our pod from a stock server.
 pub const SERVER_ID: &str = concat!("SSH-2.0-kshuttle_", env!("CARGO_PKG_VERSION"));
 
-/// Receive window of a channel, in bytes. One channel carries every flow, so this is also what may queue in the
-/// path before a short answer: 1 MiB costs no throughput up to about 10 ms of round trip (the peer refills it at
-/// half), 16 MiB would put seconds of bulk data in front of a ping on a slow line.
+/// Environment variable (RFC 4254 §6.4) by which the laptop tells its pacing policy, when it is not the default.
+pub const PACING_VARIABLE: &str = "KSHUTTLE_PACING";
+
+/// Receive window of a channel in a plain session, in bytes: also what may queue in the path before a short answer.
+/// 1 MiB costs no throughput up to about 10 ms of round trip (the peer refills it at half).
 pub const WINDOW: u32 = 1 << 20;
 
-/// As [`WINDOW`], for a channel whose flows are paced: what may queue in the path is then the pacing's business, and
-/// the window only has to be as large as its largest budget.
-pub const PACED_WINDOW: u32 = 16 << 20;
+/// The same over a link. There the pacing decides what is in flight, so the window only must not be what limits it:
+/// 16 MiB is the largest budget.
+pub const LINK_WINDOW: u32 = 16 << 20;
 
 /// Largest channel packet in bytes; russh accepts no more than 65,535, and fewer, bigger packets cost less.
 pub const MAX_PACKET: u32 = 65_535;

@@ -336,7 +336,9 @@ mod tests {
         assert_eq!(line.black_hole_all(), 1);
         let mut carried = connect(&line).await;
         carried.read_exact(&mut [0; 5]).await.unwrap();
-        assert!(swallowed.try_read(&mut [0; 1]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock));
+        assert!(
+            swallowed.try_read(&mut [0; 1]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        );
         assert_eq!(line.reset_all(), 2);
         for mut socket in [swallowed, carried] {
             let error = within(socket.read(&mut [0; 1])).await.unwrap_err();

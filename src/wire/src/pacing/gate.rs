@@ -188,6 +188,10 @@ impl<W> Gate<W> {
         !self.sparse.is_empty() || self.has_bulk()
     }
 
+    pub(crate) fn set_policy(&mut self, policy: Policy) {
+        self.law.set_policy(policy);
+    }
+
     pub(crate) fn figures(&self) -> Figures {
         self.law.figures()
     }

@@ -282,6 +282,11 @@ impl Law {
         self.path.sent
     }
 
+    /// From now on `policy` decides; what was learned is kept.
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.policy = policy;
+    }
+
     /// What the law has learned.
     pub fn figures(&self) -> Figures {
         let time = |seconds: Option<f64>| Duration::from_secs_f64(seconds.unwrap_or_default());

@@ -70,6 +70,11 @@ impl Pacer {
         granted
     }
 
+    /// From now on `policy` decides; the pod learns the laptop's choice after the session began.
+    pub fn set_policy(&self, policy: Policy) {
+        self.lock().gate.set_policy(policy);
+    }
+
     /// What the law has learned.
     pub fn figures(&self) -> Figures {
         self.lock().gate.figures()

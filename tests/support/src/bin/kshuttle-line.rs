@@ -51,7 +51,8 @@ async fn main() -> ExitCode {
     line.set(Direction::Up, up);
     println!("listening on {}", line.address);
     let start = Instant::now();
-    let say = |what: &str, number: usize| println!("{:9.3} s  {what} ({number})", start.elapsed().as_secs_f64());
+    let say =
+        |what: &str, number: usize| println!("{:9.3} s  {what} ({number})", start.elapsed().as_secs_f64());
     let stall = async {
         let mut direction = Direction::Up;
         let mut random = Random(settings.seed ^ 3);
