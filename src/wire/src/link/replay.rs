@@ -13,8 +13,11 @@ use super::frame::{self, HEADER, MAX_DATA};
 /// their small sum.
 const CHUNK_COST: usize = 128;
 
-/// Writes from this size on get a frame of their own rather than growing one, which would copy again what it holds.
+/// A frame of this size grows no more, because growing may copy again what it holds …
 const OWN_FRAME: usize = 16 << 10;
+
+/// … unless that is next to nothing: a header that was written before its payload.
+const SMALL: usize = 1 << 10;
 
 /// Bytes from `acked` to `end`, and where sending stands.
 #[derive(Debug)]
@@ -89,7 +92,7 @@ impl Replay {
         }
         self.end += data.len() as u64;
         while !data.is_empty() {
-            let grows = self.open.len() + data.len() <= self.open.capacity().max(OWN_FRAME);
+            let grows = self.open.len() < SMALL || self.open.len() + data.len() <= OWN_FRAME;
             if !self.open.is_empty() && !grows {
                 self.seal();
             }
