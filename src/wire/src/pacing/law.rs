@@ -22,11 +22,12 @@ use round::Round;
 
 /// The queue the law keeps standing, in seconds. Time, not bytes, is what makes one law fit all lines: it absorbs
 /// the jitter of acknowledgements, and on loopback, where the round trip means nothing, it alone carries the window.
-/// 5 ms loses a fifth of the line at 10 ms jitter; 15 ms gains nothing and costs 5 ms of every ping.
+/// 5 ms loses a tenth of the line at 10 ms jitter and with both directions at once; 20 ms gains nothing and costs
+/// every ping 10 ms.
 const STANDING: f64 = 0.010;
 
 /// Largest constant part of the budget, in bytes. It pulls sessions sharing a line together: the one with less rate
-/// gets more queue per byte than the other. With a third of it, two on 100 Mbit/s still differ six to one after 30 s.
+/// gets more queue per byte than the other. With a third of it, two on 100 Mbit/s still differ nine to one after 30 s.
 const CONSTANT_MAX: f64 = 24_576.0;
 
 /// Rate in bytes per second from which the constant part is the largest. Below, it falls with the square root of the
@@ -65,8 +66,8 @@ const PACE_FIRST: f64 = 2.5;
 /// Pace over the rate while it grows by [`GAIN_AGAIN`].
 const PACE_AGAIN: f64 = 2.0;
 
-/// Pace over the rate in the steady state. Just enough to catch up after a pause: at 1.25 both directions at once
-/// reach less and queue more.
+/// Pace over the rate in the steady state. With both directions at once on 200 Mbit/s, 100 ms: 1.5 reaches 78 % of
+/// the line instead of 94 %, no pace at all 58 %; at 1.05 a ping's 99th percentile is 196 ms instead of 141.
 const PACE_STEADY: f64 = 1.2;
 
 /// A start-up ends when the mean queue exceeds this part of what the steady state allows...

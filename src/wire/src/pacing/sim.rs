@@ -4,6 +4,7 @@
 //! sessions. Times are microseconds, rates bits per second. What the lines must show is in [`paths`].
 
 mod paths;
+mod seen;
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use super::gate::{Answer, FlowHistory, Gate};
 use super::law::Policy;
 use crate::link::TimedAck;
+use seen::Seen;
 
 /// The link's rule for acknowledgements.
 const ACK_BYTES: u64 = 32 << 10;
@@ -27,11 +29,11 @@ const PING: usize = 64;
 /// Period of the timer that serves waiters nobody else wakes.
 const TICK: u64 = 25_000;
 
-pub(super) const SECOND: u64 = 1_000_000;
+const SECOND: u64 = 1_000_000;
 
 /// What a flow sends, and when it starts.
 #[derive(Clone, Copy)]
-pub(super) enum Load {
+enum Load {
     /// Without end.
     Endless { from: u64 },
     /// So many bytes each second.
@@ -40,54 +42,20 @@ pub(super) enum Load {
 
 /// One session: its bulk flows, up and down.
 #[derive(Clone, Default)]
-pub(super) struct Flows {
-    pub(super) loads: [Vec<Load>; 2],
+struct Flows {
+    loads: [Vec<Load>; 2],
     /// Distance of its clocks from the others'.
-    pub(super) clock: u64,
+    clock: u64,
 }
 
 #[derive(Clone)]
-pub(super) struct Line {
-    pub(super) rate: fn(u64) -> f64,
-    pub(super) delay: fn(u64) -> u64,
+struct Line {
+    rate: fn(u64) -> f64,
+    delay: fn(u64) -> u64,
     /// Acknowledgements are late by up to this; one in 50 by up to five times as much.
-    pub(super) jitter: u64,
+    jitter: u64,
     /// Of all that is random.
-    pub(super) seed: u64,
-}
-
-/// What was seen.
-pub(super) struct Seen {
-    line: Line,
-    /// Per session: when a ping was sent, how long its answer took.
-    pub(super) pings: Vec<Vec<(u64, u64)>>,
-    /// Per session and direction: bytes arrived in each tenth of a second.
-    moved: Vec<[Vec<u64>; 2]>,
-    /// Time to finish each burst.
-    pub(super) bursts: Vec<u64>,
-}
-
-impl Seen {
-    /// Percentile of the session's pings sent in the seconds `window`, in milliseconds.
-    pub(super) fn ping(&self, session: usize, window: (u64, u64), percent: usize) -> f64 {
-        let mut times: Vec<u64> = self.pings[session]
-            .iter()
-            .filter(|(at, _)| (window.0 * SECOND..window.1 * SECOND).contains(at))
-            .map(|&(_, took)| took)
-            .collect();
-        times.sort_unstable();
-        assert!(!times.is_empty(), "no ping came back");
-        times[(times.len() * percent / 100).min(times.len() - 1)] as f64 / 1e3
-    }
-
-    /// Part of the line one session moved in a direction in the seconds `window`, in percent.
-    pub(super) fn share(&self, session: usize, direction: usize, window: (u64, u64)) -> f64 {
-        let tenths = window.0 * 10..window.1 * 10;
-        let room: f64 = tenths.clone().map(|tenth| (self.line.rate)(tenth * SECOND / 10) / 80.0).sum();
-        let moved = &self.moved[session][direction];
-        let moved: u64 = tenths.map(|tenth| moved.get(tenth as usize).copied().unwrap_or(0)).sum();
-        moved as f64 * 100.0 / room
-    }
+    seed: u64,
 }
 
 /// One direction of a session, at both its ends.
@@ -189,7 +157,7 @@ struct World {
 }
 
 /// Lets `sessions` use the line for so many seconds.
-pub(super) fn run(line: &Line, sessions: &[Flows], policy: Policy, seconds: u64) -> Seen {
+fn run(line: &Line, sessions: &[Flows], policy: Policy, seconds: u64) -> Seen {
     let pipe = |loads: &[Load]| Pipe {
         gate: Gate::new(policy),
         flows: std::iter::once(Flow::new(Load::Bursts { bytes: 0 })) // the ping's
@@ -215,12 +183,7 @@ pub(super) fn run(line: &Line, sessions: &[Flows], policy: Policy, seconds: u64)
         clocks: sessions.iter().map(|flows| flows.clock).collect(),
         random: line.seed,
         burst_at: 0,
-        seen: Seen {
-            line: line.clone(),
-            pings: vec![Vec::new(); sessions.len()],
-            moved: vec![Default::default(); sessions.len()],
-            bursts: Vec::new(),
-        },
+        seen: Seen::nothing(line, sessions.len()),
     };
     for session in 0..sessions.len() {
         world.at(100_000 + 1_000 * session as u64, Event::Ping { session });
@@ -409,12 +372,7 @@ impl World {
 
     fn arrive(&mut self, session: usize, direction: usize, link: u64, payload: u64, ping: Option<u64>) {
         let now = self.now;
-        let moved = &mut self.seen.moved[session][direction];
-        let tenth = (now * 10 / SECOND) as usize;
-        if moved.len() <= tenth {
-            moved.resize(tenth + 1, 0);
-        }
-        moved[tenth] += payload;
+        self.seen.moved(session, direction, now, payload);
         let pipe = &mut self.sessions[session][direction];
         if pipe.told == pipe.received {
             pipe.first_untold = now;

@@ -5,7 +5,8 @@
 //! what it saw (`--nocapture`).
 
 use super::super::law::Policy;
-use super::{Flows, Line, Load, SECOND, Seen, run};
+use super::seen::Seen;
+use super::{Flows, Line, Load, SECOND, run};
 
 const UP: usize = 0;
 const DOWN: usize = 1;
