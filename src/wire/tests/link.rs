@@ -564,7 +564,7 @@ impl Observer for Heard {
     fn acknowledged(&self, ack: TimedAck) {
         self.acks.lock().unwrap().push(ack);
     }
-    fn attached(&self) {
+    fn attached(&self, _: u64) {
         *self.attached.lock().unwrap() += 1;
     }
 }

@@ -19,6 +19,7 @@ pub trait Observer: Send + Sync {
     fn written(&self, end: u64);
     /// The peer acknowledged.
     fn acknowledged(&self, ack: TimedAck);
-    /// A new attachment carries the link: path, clocks and rates may all be different.
-    fn attached(&self);
+    /// A new attachment carries the link: path, clocks and rates may all be different. The peer has received all bytes
+    /// before the offset `received`, whatever became of its acknowledgements.
+    fn attached(&self, received: u64);
 }

@@ -80,7 +80,7 @@ impl Links {
             .unwrap_or(Err(ServeError::Timeout))?;
         match self.admit(&hello, start) {
             Ok((shared, answer)) => {
-                shared.observe(|observer| observer.attached());
+                shared.observe(|observer| observer.attached(hello.received));
                 let mut out = BytesMut::new();
                 answer.encode(&mut out);
                 let attachment = Attachment::new(shared, Role::Server, hello.attempt, connection, input, out);

@@ -118,7 +118,7 @@ impl LinkHandle {
                     _ => AttachError::Fenced,
                 })?;
                 state.measured(now - began);
-                Ok(())
+                Ok(received)
             }
             Answer::Refused(reason) => {
                 if !matches!(reason, Refusal::TooMany | Refusal::Superseded) {
@@ -127,8 +127,8 @@ impl LinkHandle {
                 Err(AttachError::Refused(reason))
             }
         });
-        attached?;
-        shared.observe(|observer| observer.attached());
+        let received = attached?;
+        shared.observe(|observer| observer.attached(received));
         let out = BytesMut::new();
         Ok(Attachment::new(shared.clone(), Role::Client, opening.epoch, connection, input, out))
     }
@@ -260,7 +260,7 @@ impl AsyncWrite for LinkStream {
                 if inner.hungry {
                     inner.wake_pump();
                 }
-                drop(inner);
+                // Under the lock, so that no acknowledgement of these bytes can be told before.
                 self.shared.observe(|observer| observer.written(end));
                 Poll::Ready(Ok(data.len()))
             }

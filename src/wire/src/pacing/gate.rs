@@ -180,8 +180,8 @@ impl<W> Gate<W> {
     }
 
     /// Another connection carries the link.
-    pub(crate) fn attached(&mut self) {
-        self.law.attached();
+    pub(crate) fn attached(&mut self, received: u64) {
+        self.law.attached(received);
     }
 
     pub(crate) fn has_waiters(&self) -> bool {

@@ -227,9 +227,11 @@ impl Law {
         self.step_probe(now, backlog);
     }
 
-    /// A new attachment carries the link: all that was measured belongs to another path. What was under way still is.
-    pub fn attached(&mut self) {
+    /// A new attachment carries the link: all that was measured belongs to another path. What the peer has not
+    /// `received` is still under way.
+    pub fn attached(&mut self, received: u64) {
         self.forget();
+        self.path.received(received);
     }
 
     /// Bytes that may be under way.

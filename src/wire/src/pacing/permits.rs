@@ -120,8 +120,13 @@ impl Observer for Pacer {
         self.wake_sooner(&state, now);
     }
 
-    fn attached(&self) {
-        self.lock().gate.attached();
+    fn attached(&self, received: u64) {
+        let mut state = self.lock();
+        let now = self.clock.now();
+        state.gate.attached(received);
+        // If everything has arrived, no acknowledgement will come.
+        state.serve(now);
+        self.wake_sooner(&state, now);
     }
 }
 

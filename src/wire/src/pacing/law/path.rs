@@ -185,6 +185,11 @@ impl Path {
         *self = Self { sent: self.sent, acked: self.acked, ..Self::default() };
     }
 
+    /// The peer has all bytes before `offset`; nothing is known about when they arrived.
+    pub(super) fn received(&mut self, offset: u64) {
+        self.acked = self.acked.max(offset.min(self.sent));
+    }
+
     #[cfg(test)]
     pub(super) fn records(&self) -> usize {
         self.records.len()

@@ -88,7 +88,7 @@ fn a_new_attachment_forgets_all_but_what_is_under_way() {
     bench.rounds(5);
     bench.law.written(bench.now, bench.end + 5_000, true);
     let known = bench.law.figures();
-    bench.law.attached();
+    bench.law.attached(bench.end);
     let figures = bench.law.figures();
     assert!(known.rate > 0.0);
     assert_eq!(figures, Figures { budget: 65_536, in_flight: 5_000, ..Figures::default() });

@@ -210,10 +210,22 @@ async fn a_new_attachment_goes_on() {
     let pacer = Pacer::new(Policy::Auto);
     let mut flow = bulk_flow(&pacer).await;
     pacer.written(10 << 20);
-    pacer.attached();
+    pacer.attached(0);
     let mut next = pin!(pacer.take(&mut flow, 64 * KIB));
     assert!(poll(next.as_mut()).is_pending());
     ack(&pacer, 10 << 20);
+    assert_eq!(poll(next.as_mut()), Poll::Ready(4 * KIB));
+}
+
+/// What the peer received before the connection broke is acknowledged by its greeting alone.
+#[tokio::test(start_paused = true)]
+async fn a_new_attachment_of_a_peer_that_has_everything_goes_on() {
+    let pacer = Pacer::new(Policy::Auto);
+    let mut flow = bulk_flow(&pacer).await;
+    pacer.written(10 << 20);
+    let mut next = pin!(pacer.take(&mut flow, 64 * KIB));
+    assert!(poll(next.as_mut()).is_pending());
+    pacer.attached(10 << 20);
     assert_eq!(poll(next.as_mut()), Poll::Ready(4 * KIB));
 }
 
