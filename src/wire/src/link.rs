@@ -15,6 +15,7 @@
 //! * [`server`]: the pod's end, with all its links.
 //! * [`observer`]: what the pacing hears.
 
+mod end;
 pub mod frame;
 pub mod hello;
 mod liveness;
@@ -31,9 +32,10 @@ pub mod sleep;
 mod state;
 pub mod stream;
 
+pub use end::End;
 pub use hello::Token;
 pub use observer::{Observer, TimedAck};
 pub use pump::{Attachment, Detached};
 pub use shared::{Phase, Status};
-pub use state::{End, Limits};
+pub use state::Limits;
 pub use stream::{AttachError, LinkHandle, LinkStream, connect};

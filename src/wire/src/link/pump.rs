@@ -14,11 +14,12 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
+use super::end::End;
 use super::frame::{self, CloseReason, FrameError};
 use super::observer::TimedAck;
 use super::outgoing::Outgoing;
 use super::shared::Shared;
-use super::state::{End, Stop};
+use super::state::Stop;
 
 /// Bytes asked of the connection at once; below the second number there is too little room and a new buffer is taken
 /// (or the old one, once all its slices are read).

@@ -10,11 +10,12 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::end::End;
 use super::frame::CloseReason;
 use super::hello::{Answer, Hello, HelloError, Refusal, Token, VERSIONS, negotiate};
 use super::pump::{Attachment, Detached, Role};
 use super::shared::Shared;
-use super::state::{End, Limits, Stop};
+use super::state::{Limits, Stop};
 use super::stream::{GREETING_TIMEOUT, LinkStream};
 
 /// Links at once, carried or not. A client keeps two tunnels, twice that while it rotates them; the rest is room for

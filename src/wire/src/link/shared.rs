@@ -8,8 +8,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use super::end::End;
 use super::observer::Observer;
-use super::state::{End, Limits, State};
+use super::state::{Limits, State};
 
 /// Whether something carries the link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

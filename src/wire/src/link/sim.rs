@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 
+use super::end::End;
 use super::frame::{self, CloseReason};
 use super::hello::{Answer, Hello, Refusal, Token, VERSIONS, negotiate};
 use super::outgoing::Outgoing;
-use super::state::{End, Limits, State, Stop};
+use super::state::{Limits, State, Stop};
 
 const CLIENT: usize = 0;
 const SERVER: usize = 1;

@@ -21,12 +21,13 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::end::End;
 use super::frame::CloseReason;
 use super::hello::{Answer, Hello, HelloError, Refusal, Token, VERSIONS};
 use super::observer::Observer;
 use super::pump::{Attachment, Role};
 use super::shared::{Phase, Shared, Status};
-use super::state::{End, Limits, Opening, State, Stop};
+use super::state::{Limits, Opening, State, Stop};
 
 /// Time for a greeting and its answer: one round trip, and the far end of a port-forward may still be connecting.
 pub(super) const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
@@ -260,7 +261,7 @@ impl AsyncWrite for LinkStream {
                 if inner.hungry {
                     inner.wake_pump();
                 }
-                // Under the lock, so that no acknowledgement of these bytes can be told before.
+                // Under the lock: the acknowledgement must not be heard first.
                 self.shared.observe(|observer| observer.written(end));
                 Poll::Ready(Ok(data.len()))
             }
