@@ -384,10 +384,12 @@ impl Law {
                     self.probe = Probe::No;
                 }
             }
-            Probe::Look { since, seen: Some((rtt, one_way)) } if (now - since).as_secs_f64() > rtt => {
+            Probe::Look { since, seen: Some((rtt, one_way)) }
+                if now.saturating_sub(since).as_secs_f64() > rtt =>
+            {
                 self.end_probe(now, rtt, one_way);
             }
-            Probe::Look { since, .. } if now - since > PROBE_LIMIT => self.probe = Probe::No,
+            Probe::Look { since, .. } if now.saturating_sub(since) > PROBE_LIMIT => self.probe = Probe::No,
             Probe::Look { .. } => {}
         }
     }
