@@ -268,10 +268,7 @@ impl Parts {
         if let Some(pod) = self.pod.take() {
             match pod.delete().await {
                 Ok(()) => steps.done("pod", "deleted"),
-                Err(error) => steps.say(format_args!(
-                    "warning: {}; it ends by itself when its idle time is over",
-                    crate::report::chain(&error)
-                )),
+                Err(error) => steps.say(format_args!("warning: {}", crate::report::chain(&error))),
             }
         }
     }

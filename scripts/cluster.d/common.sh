@@ -67,6 +67,7 @@ set_inside_environment() {
   local place=$1
   unset LD_PRELOAD http_proxy https_proxy all_proxy no_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY
   export KSHUTTLE_BOX_INSIDE=$place KSHUTTLE_BOX_LIMITED=$BOX/kubeconfig/limited
+  export KSHUTTLE_BOX_OPERATOR=$BOX/run/operator.sock
   export KUBECONFIG=$BOX/kubeconfig/admin PATH=${KUBECTL%/*}:$SYSTEM_PATH:$PATH
   if [[ $place == node ]]; then
     export PATH=$RUNTIME/usr/bin:$PATH CONTAINERD_ADDRESS=$BOX/run/containerd.sock CONTAINERD_NAMESPACE=k8s.io

@@ -8,6 +8,7 @@
 
 mod carry;
 mod end;
+mod faults;
 mod forward;
 mod place;
 mod pod;
@@ -58,6 +59,14 @@ const BOX: &[Test] = tests! {
         the_next_connection_reaches_the_replacement,
         a_named_pod_that_is_gone_ends_it,
         what_cannot_be_forwarded_is_told;
+    faults:
+        the_api_server_is_killed,
+        the_container_runtime_is_killed,
+        the_kubelet_is_killed,
+        the_pod_is_deleted,
+        the_pod_is_deleted_by_force,
+        the_api_server_hangs,
+        the_network_swallows_everything;
     place:
         the_restricted_namespace_takes_it_from_a_limited_user,
         an_image_serves_as_well,
