@@ -154,12 +154,26 @@ fn exit_code(cause: &(dyn StdError + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<Arc<TargetError>>() {
         return target_exit_code(error);
     }
-    if let Some(PortForwardError::Unauthorized { .. } | PortForwardError::Forbidden { .. }) =
-        cause.downcast_ref()
-    {
+    if cause.downcast_ref().is_some_and(is_denied) {
         return Some(exit::NOT_PERMITTED);
     }
     None
+}
+
+fn is_denied(error: &PortForwardError) -> bool {
+    match error {
+        PortForwardError::Both { spdy, websocket } => is_denied(spdy) || is_denied(websocket),
+        PortForwardError::Unauthorized { .. } => true,
+        error => is_forbidden(error),
+    }
+}
+
+/// Over either way: with the right it names, that way would have been open.
+fn is_forbidden(error: &PortForwardError) -> bool {
+    match error {
+        PortForwardError::Both { spdy, websocket } => is_forbidden(spdy) || is_forbidden(websocket),
+        error => matches!(error, PortForwardError::Forbidden { .. }),
+    }
 }
 
 fn target_exit_code(error: &TargetError) -> Option<u8> {
@@ -203,7 +217,7 @@ fn hint(cause: &(dyn StdError + 'static)) -> Option<String> {
             _ => return None,
         });
     }
-    if let Some(PortForwardError::Forbidden { .. }) = cause.downcast_ref() {
+    if cause.downcast_ref().is_some_and(is_forbidden) {
         return Some(FORWARD_RIGHTS.into());
     }
     if let Some(role) = cause.downcast_ref::<PodError>().and_then(PodError::role_yaml) {

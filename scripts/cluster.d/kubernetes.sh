@@ -95,7 +95,7 @@ component_command() {
     COMMAND=("$ETCD" --data-dir "$BOX/state/etcd" --listen-client-urls http://127.0.0.1:2379
       --advertise-client-urls http://127.0.0.1:2379 --listen-peer-urls http://127.0.0.1:2380 --unsafe-no-fsync --log-level warn) ;;
   apiserver)
-    COMMAND=("$KUBE" kube-apiserver --advertise-address="$NODE_IP" --bind-address="$NODE_IP" --secure-port=6443
+    COMMAND=("$KUBE" kube-apiserver --advertise-address="$NODE_IP" --bind-address=:: --secure-port=6443
       --etcd-servers=http://127.0.0.1:2379 --service-cluster-ip-range="$SERVICE_RANGES"
       --tls-cert-file="$pki/apiserver.crt" --tls-private-key-file="$pki/apiserver.key" --client-ca-file="$pki/ca.crt"
       --kubelet-client-certificate="$pki/admin.crt" --kubelet-client-key="$pki/admin.key"

@@ -15,6 +15,7 @@ mod pod;
 mod reach;
 mod rights;
 mod socks;
+mod ways;
 
 use std::process::ExitCode;
 
@@ -67,6 +68,17 @@ const BOX: &[Test] = tests! {
         the_pod_is_deleted_by_force,
         the_api_server_hangs,
         the_network_swallows_everything;
+    ways:
+        proxies_of_the_environment_carry_everything,
+        proxies_of_the_kubeconfig_carry_everything,
+        proxies_lead_to_ipv6,
+        no_proxy_exempts,
+        a_proxy_that_is_not_there_is_named,
+        a_client_certificate_is_shown,
+        a_token_is_shown,
+        an_exec_plugin_is_asked,
+        one_acts_as_somebody_else,
+        what_somebody_else_may_not_is_named;
     place:
         the_restricted_namespace_takes_it_from_a_limited_user,
         an_image_serves_as_well,

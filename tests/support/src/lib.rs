@@ -11,6 +11,7 @@ pub mod http;
 pub mod kshuttle;
 pub mod net;
 pub mod operator;
+pub mod proxy;
 pub mod sshd;
 
 use std::time::Duration;
