@@ -25,6 +25,7 @@ pub(super) const INBOX: usize = 64 * 1024;
 /// Payload kept for a reader that does not come, bytes. Enough that pongs and resets behind a paused reader's
 /// data are still seen; beyond it TCP holds the pod back, which is right with one data stream per connection.
 pub(in super::super) const BACKLOG: usize = 1024 * 1024;
+
 /// Where delivered payload goes.
 pub(in super::super) enum Sink<'a, 'b> {
     Reader(&'a mut ReadBuf<'b>),
@@ -168,23 +169,4 @@ impl Sink<'_, '_> {
             Sink::Backlog => 0,
         }
     }
-}
-
-/// Error stream first and finished at once (we never write to it), then the data stream.
-fn open_pair(out: &mut Vec<u8>, port: u16) {
-    let port = port.to_string();
-    let mut blocks = HeaderBlocks::default();
-    blocks.syn_stream(
-        out,
-        ERROR_STREAM,
-        false,
-        &[("streamtype", "error"), ("port", &port), ("requestid", "0")],
-    );
-    out.extend(spdy::data_header(ERROR_STREAM, FIN, 0));
-    blocks.syn_stream(
-        out,
-        DATA_STREAM,
-        false,
-        &[("streamtype", "data"), ("port", &port), ("requestid", "0")],
-    );
 }
