@@ -110,8 +110,7 @@ impl Decoder {
         if let State::Preamble { channel, have: 1, .. } = self.state {
             return Err(ChannelError::Preamble(channel));
         }
-        let confirmed =
-            *self.confirmed.get(usize::from(channel)).ok_or(ChannelError::Channel(channel))?;
+        let confirmed = *self.confirmed.get(usize::from(channel)).ok_or(ChannelError::Channel(channel))?;
         self.state = if confirmed {
             State::Payload { stream: stream(channel) }
         } else {

@@ -21,8 +21,10 @@ use tokio::{
     time::Instant,
 };
 
+#[cfg(test)]
+pub(super) use self::receive::BACKLOG;
+use self::receive::INBOX;
 pub(super) use self::receive::Sink;
-use self::receive::{BACKLOG, INBOX};
 use super::{
     PortForwardError, Transport,
     framing::Framing,

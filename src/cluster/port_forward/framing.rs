@@ -1,8 +1,7 @@
 //! What lies inside the envelope, for the receiving side: SPDY frames, or the channels of the old protocol.
 
 use super::{
-    PortForwardError, Transport,
-    channel,
+    PortForwardError, Transport, channel,
     spdy::{self, Event, StreamId},
 };
 

@@ -2,7 +2,6 @@
 //! for these two only. Both panic when a promise is broken, whatever the bytes are.
 
 use std::{
-    cell::RefCell,
     io,
     pin::Pin,
     task::{Context, Poll, Waker},
@@ -71,7 +70,7 @@ pub fn answer(input: &[u8]) {
             }
         }
     } else {
-        RUNTIME.with_borrow(|runtime| runtime.block_on(negotiate::refusal(response, transport)))
+        RUNTIME.with(|runtime| runtime.block_on(negotiate::refusal(response, transport)))
     };
     assert!(error.to_string().len() <= TEXT_MAX, "a text of {} bytes", error.to_string().len());
     let refused = [(transport, error)];
@@ -88,9 +87,8 @@ pub fn answer(input: &[u8]) {
 }
 
 thread_local! {
-    static RUNTIME: RefCell<tokio::runtime::Runtime> = RefCell::new(
-        tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime without I/O"),
-    );
+    static RUNTIME: tokio::runtime::Runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime without I/O");
 }
 
 /// What came out, and how it ended.
@@ -176,7 +174,7 @@ impl Sizes {
         *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         let random = (*state >> 16) as usize;
         // Mostly a few bytes, where borders are; sometimes many.
-        (1 + if random.is_multiple_of(5) { random } else { random % 9 }).min(most.max(1))
+        (1 + if random % 5 == 0 { random } else { random % 9 }).min(most.max(1))
     }
 }
 
@@ -196,7 +194,8 @@ fn check_sent(transport: Transport, sent: &[u8]) {
         };
         let (key, behind) = behind.split_at(4);
         let (payload, behind) = behind.split_at(length);
-        let unmasked: Vec<u8> = payload.iter().zip(key.iter().cycle()).map(|(byte, key)| byte ^ key).collect();
+        let unmasked: Vec<u8> =
+            payload.iter().zip(key.iter().cycle()).map(|(byte, key)| byte ^ key).collect();
         match (first, transport) {
             (0x82, Transport::V4) => assert_eq!(unmasked.first(), Some(&0), "data only"),
             (0x82, _) => plain.extend(unmasked),

@@ -110,7 +110,7 @@ mod tests {
         let mut liveness = Liveness::new(start, wall);
         for (ahead, passed) in [(0, 10), (10, 0), (3600, 3600)] {
             liveness.looked = (start, wall);
-            liveness.look(start + passed * SECOND, wall + (ahead.max(passed)) * SECOND);
+            liveness.look(start + passed * SECOND, wall + ahead.max(passed) * SECOND);
             assert_eq!(liveness.patience, DEAD_AFTER, "{passed} s and {ahead} s");
         }
         liveness.looked = (start, wall);

@@ -137,7 +137,9 @@ pub(super) fn ways(first: Transport) -> &'static [Transport] {
 /// decides in Kubernetes, so its answer to one is its answer to the other.
 pub(super) fn worth_trying(way: Transport, refused: &[(Transport, PortForwardError)]) -> bool {
     refused.iter().all(|(other, error)| match error {
-        PortForwardError::Proxy { .. } | PortForwardError::BadUpgrade(_) | PortForwardError::Upgrade(_) => true,
+        PortForwardError::Proxy { .. } | PortForwardError::BadUpgrade(_) | PortForwardError::Upgrade(_) => {
+            true
+        }
         PortForwardError::Forbidden { .. } => !both_websocket(way, *other),
         PortForwardError::Server { status, reason, .. } => {
             !matches!(status, 503 | 504) && (reason.is_empty() || !both_websocket(way, *other))

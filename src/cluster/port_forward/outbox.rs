@@ -91,7 +91,7 @@ impl Outbox {
         let mut blocks = HeaderBlocks::default();
         self.control(|out| {
             for (stream, kind) in [(ERROR_STREAM, "error"), (DATA_STREAM, "data")] {
-                let headers = [("streamtype", kind), ("port", &port), ("requestid", "0")];
+                let headers = [("streamtype", kind), ("port", port.as_str()), ("requestid", "0")];
                 blocks.syn_stream(out, stream, false, &headers);
                 if stream == ERROR_STREAM {
                     out.extend(spdy::data_header(stream, FIN, 0));

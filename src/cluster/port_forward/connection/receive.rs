@@ -97,7 +97,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
                 };
                 self.head += taken;
                 match event {
-                    Some(websocket::Event::Payload { count, begins: first }) => (visible, begins) = (count, first),
+                    Some(websocket::Event::Payload { count, begins: first }) => {
+                        (visible, begins) = (count, first)
+                    }
                     Some(websocket::Event::Ping(payload)) => {
                         self.outbox.pong(payload);
                         continue;

@@ -153,11 +153,11 @@ async fn a_clock_that_jumped_is_noticed_at_once() {
     for (transport, answered) in [(Spdy, false), (Websocket, false), (Websocket, true), (V4, false)] {
         let (mut stream, _reader, mut writer) = open(transport);
         if transport == V4 {
-            writer.messages(&[b"\0\x40\x1f", b"\x01\x40\x1f"]).await;
+            writer.messages(&[b"\0\x40\x1f", b"\x01\x40\x1f", b"\0x"]).await;
         } else {
             writer.send(&[reply(3), reply(1), data(3, b"x", false)]).await;
-            stream.read_exact(&mut [0]).await.unwrap();
         }
+        stream.read_exact(&mut [0]).await.unwrap();
         if answered {
             writer.send(&[ping(1)]).await; // lies unread in the socket: it did come through
         }

@@ -50,9 +50,9 @@ async fn messages_in_any_fragments() {
 
 #[tokio::test(start_paused = true)]
 async fn an_error_text_is_the_reason() {
-    let text = [b"\x01", REFUSED].concat();
-    let halves: [&[u8]; 2] = [&text[..40], &[b"\x01", &text[40..]].concat()];
-    for (messages, close) in [(&[&text[..]][..], true), (&halves, true), (&halves, false)] {
+    let text = [&b"\x01"[..], REFUSED].concat();
+    let halves: [&[u8]; 2] = [&text[..40], &[&b"\x01"[..], &text[40..]].concat()];
+    for (messages, close) in [(&[&text[..]][..], true), (&halves[..], true), (&halves[..], false)] {
         let (mut stream, _reader, mut writer) = open(V4);
         writer.messages(&PORTS).await;
         writer.messages(messages).await;
@@ -112,10 +112,9 @@ async fn what_the_protocol_does_not_know_closes_the_connection() {
         assert_eq!(reader.message().await, Got::WsClose(vec![0x03, 0xe8]));
         assert_eq!(reader.message().await, Got::Eof);
     }
-    let (mut stream, mut reader, _writer) = open(V4);
+    let (mut stream, mut reader, mut writer) = open(V4);
     let begin = Instant::now();
     let pongs = async {
-        let mut writer = _writer;
         while let Got::WsPing(payload) = reader.message().await {
             writer.io.write_all(&message(0x8a, &payload)).await.unwrap();
         }
