@@ -376,7 +376,7 @@ async fn the_old_protocol_is_the_third_way_and_remembered() {
         assert_eq!(api.run().await.unwrap().0, Transport::V4);
         assert_eq!(api.asked(), ["GET v4"]);
     }
-    let mut api = api(Transport::Auto, [kubelet(), kubelet(), http("501 No", "", "")]).await;
+    let api = api(Transport::Auto, [kubelet(), kubelet(), http("501 No", "", "")]).await;
     let error = api.run().await.unwrap_err();
     let PortForwardError::Refusals { way: Transport::Spdy, others, .. } = error else { panic!("{error:?}") };
     let ways: Vec<_> = others.iter().map(|(way, _)| *way).collect();
