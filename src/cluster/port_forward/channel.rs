@@ -4,7 +4,7 @@
 //! first message of each channel from the server is the port, two bytes, little-endian. There is no end of one
 //! channel, only the WebSocket's Close. Source: k8s.io/cri-streaming `portforward/websocket.go`.
 //!
-//! It is told in the events of [`spdy`], so that `pair.rs` gives them the same meaning: the port is the
+//! It is told in the events of `spdy.rs`, so that `pair.rs` gives them the same meaning: the port is the
 //! stream's confirmation, and Close 1000 the end of both streams.
 
 use thiserror::Error;

@@ -108,7 +108,7 @@ fn play(transport: Transport, said: &[u8], seed: Option<u8>, shut_down: bool) ->
         let mut buf = ReadBuf::new(&mut storage[..size]);
         connection.read_backlog(&mut buf);
         if buf.filled().is_empty() && connection.verdict().is_none() {
-            let sink = if size % 3 == 0 { Sink::Backlog } else { Sink::Reader(&mut buf) };
+            let sink = if size.is_multiple_of(3) { Sink::Backlog } else { Sink::Reader(&mut buf) };
             let _ = connection.poll_fill(&mut cx, sink);
         }
         delivered.extend(buf.filled());
@@ -174,7 +174,7 @@ impl Sizes {
         *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         let random = (*state >> 16) as usize;
         // Mostly a few bytes, where borders are; sometimes many.
-        (1 + if random % 5 == 0 { random } else { random % 9 }).min(most.max(1))
+        (1 + if random.is_multiple_of(5) { random } else { random % 9 }).min(most.max(1))
     }
 }
 
