@@ -15,13 +15,14 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::addr::Subnet;
-use crate::cli::{ClusterArgs, RedirectArgs, SocksArgs};
+use crate::cli::{ClusterArgs, PortForwardArgs, RedirectArgs, SocksArgs};
 use crate::cluster::client::{self, Cluster};
 use crate::cluster::delivery::Payload;
 use crate::cluster::port_forward::{Dialer, PortForwardStream};
 use crate::cluster::sshd_pod::wait::StartFailure;
 use crate::cluster::sshd_pod::{self, PodError, PodOptions, Program, RunAs, SshdPod};
 use crate::cluster::subnets;
+use crate::port_forward::{self, Wanted};
 use crate::privileged::{Helper, PrivilegedError, Starting};
 use crate::proxy::{self, Connections, redirect, socks};
 use crate::report::Steps;
@@ -49,7 +50,7 @@ pub async fn redirect(cluster: &ClusterArgs, args: &RedirectArgs, helper: Starti
         let ranges = ranges(&cluster, &args.subnets, steps).await?;
         parts.redirect(&cluster, &session, ranges, &args.exclude, steps).await?;
         steps.ready("Ctrl-C ends it");
-        Ok(session)
+        parts.until_failure(&session).await
     })
     .await
 }
@@ -67,25 +68,45 @@ pub async fn socks(cluster: &ClusterArgs, args: &SocksArgs) -> anyhow::Result<()
         let (connections, tunnel) = (parts.connections.clone(), session.clone());
         parts.listeners.spawn(async move { socks::serve(listener, &connections, tunnel).await });
         steps.ready(format_args!("SOCKS5 on {address}, e.g. ALL_PROXY=socks5h://{address}; Ctrl-C ends it"));
-        Ok(session)
+        parts.until_failure(&session).await
     })
     .await
 }
 
-/// Starts, waits for an end, and stops in order. A second signal ends the stop, too: what is left then is taken away
+/// `kshuttle port-forward`: forwards until a signal, or until its pod is gone for good.
+///
+/// # Errors
+/// As [`redirect()`].
+pub async fn port_forward(cluster: &ClusterArgs, args: &PortForwardArgs) -> anyhow::Result<()> {
+    run(async |parts: &mut Parts, steps: &mut Steps| {
+        let transport = cluster.transport;
+        let cluster = connect_cluster(cluster, steps).await?;
+        let wanted = Wanted {
+            target: args.target.clone(),
+            ports: args.ports.clone(),
+            addresses: args.address.clone(),
+            transport,
+        };
+        let forwarding = port_forward::start(cluster, wanted, steps).await?;
+        for (address, port) in forwarding.places() {
+            steps.forwarding(address, port);
+        }
+        steps.ready("Ctrl-C ends it");
+        Err(forwarding.serve(&parts.connections, &mut parts.listeners).await.into())
+    })
+    .await
+}
+
+/// Runs `work`, which starts everything and waits for an end, until a signal; then stops in order. A second signal ends the stop, too: what is left then is taken away
 /// by the helper and, when its idle time is over, by the pod itself.
 async fn run(
-    start: impl AsyncFnOnce(&mut Parts, &mut Steps) -> anyhow::Result<Session>,
+    work: impl AsyncFnOnce(&mut Parts, &mut Steps) -> anyhow::Result<Infallible>,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::catch().context("catch signals")?;
     let mut parts = Parts::default();
     let mut steps = Steps::default();
-    let work = async {
-        let session = start(&mut parts, &mut steps).await?;
-        parts.until_failure(&session).await
-    };
     let ended = tokio::select! {
-        Err(error) = work => error,
+        Err(error) = work(&mut parts, &mut steps) => error,
         stop = signals.next() => stop.into(),
     };
     tokio::select! {
@@ -112,14 +133,7 @@ impl Parts {
         args: &ClusterArgs,
         steps: &mut Steps,
     ) -> anyhow::Result<(Cluster, Session)> {
-        let options = client::Options {
-            kubeconfig: args.kubeconfig.clone(),
-            context: args.context.clone(),
-            namespace: args.namespace.clone(),
-        };
-        let cluster = client::connect(&options).await?;
-        steps.done("cluster", format_args!("{}, namespace {}", cluster.server(), cluster.namespace()));
-
+        let cluster = connect_cluster(args, steps).await?;
         let identity = Identity::generate().context("make this session's key")?;
         let pod = self.start_pod(&cluster, args, &identity, steps).await?;
         let dialer = Dialer::new(cluster.client().clone(), cluster.namespace(), args.transport);
@@ -261,6 +275,17 @@ impl Parts {
             }
         }
     }
+}
+
+async fn connect_cluster(args: &ClusterArgs, steps: &mut Steps) -> anyhow::Result<Cluster> {
+    let options = client::Options {
+        kubeconfig: args.kubeconfig.clone(),
+        context: args.context.clone(),
+        namespace: args.namespace.clone(),
+    };
+    let cluster = client::connect(&options).await?;
+    steps.done("cluster", format_args!("{}, namespace {}", cluster.server(), cluster.namespace()));
+    Ok(cluster)
 }
 
 /// Reaches the pod's server, which may have started only just now.

@@ -8,6 +8,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::addr::Subnet;
 use crate::cluster::port_forward::Transport;
+use crate::cluster::target::Target;
+use crate::port_forward::words::{Address, Forward};
 
 /// Makes this machine behave as if it stood inside a Kubernetes cluster.
 #[derive(Debug, Parser)]
@@ -38,6 +40,7 @@ Examples:
   kshuttle                               The same, with the ranges the cluster tells
   kshuttle 10.0.0.0/8 -x 10.1.0.0/16     All of 10/8 but the office network
   kshuttle socks                         No root, no rules: a SOCKS5 proxy for ALL_PROXY
+  kshuttle port-forward svc/web 8080:80  Only one port, as kubectl does it
   kshuttle --context prod -n tools       Another cluster, the pod in namespace `tools`";
 
 /// What to do instead of redirecting.
@@ -50,6 +53,15 @@ Examples:
   curl -x socks5h://127.0.0.1:1080 http://hello.default.svc.cluster.local
   ALL_PROXY=socks5h://127.0.0.1:1080 helm test my-release")]
     Socks(SocksArgs),
+
+    /// Forward local ports to a pod's; needs no root and no pod of ours. Goes on when the pod is replaced
+    #[command(after_help = "\
+Examples:
+  kshuttle port-forward svc/web 8080:80           127.0.0.1:8080 and [::1]:8080 to port 80 of Service web
+  kshuttle port-forward deploy/web http :9000     Two ports, one by its name, one on a free local port
+  kshuttle port-forward web-0 5432 -n shop        Exactly this pod
+  kshuttle port-forward --address 0.0.0.0 svc/web 8080:80    For other machines, too")]
+    PortForward(PortForwardArgs),
 }
 
 /// Flags of redirecting.
@@ -72,6 +84,22 @@ pub struct SocksArgs {
     pub listen: SocketAddr,
 }
 
+/// Flags of `kshuttle port-forward`.
+#[derive(Debug, Args)]
+pub struct PortForwardArgs {
+    /// POD, pod/NAME, svc/NAME, deploy/NAME, sts/NAME, ds/NAME or rs/NAME
+    #[arg(value_name = "TARGET")]
+    pub target: Target,
+
+    /// Ports, as numbers or by name; LOCAL is REMOTE's number if not given, and any free one if empty or 0. TCP only
+    #[arg(value_name = "[LOCAL:]REMOTE", required = true)]
+    pub ports: Vec<Forward>,
+
+    /// Where to listen: IP addresses, separated by commas; localhost is 127.0.0.1 and ::1
+    #[arg(long, value_name = "ADDRESSES", value_delimiter = ',', default_value = "localhost")]
+    pub address: Vec<Address>,
+}
+
 /// Flags every command has, named as kubectl names them.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Cluster")]
@@ -84,7 +112,7 @@ pub struct ClusterArgs {
     #[arg(long, global = true, value_name = "NAME")]
     pub context: Option<String>,
 
-    /// Namespace for kshuttle's pod; else the context's, else `default`
+    /// Namespace of the pod, kshuttle's or the one to forward to; else the context's, else `default`
     #[arg(short, long, global = true, value_name = "NAME")]
     pub namespace: Option<String>,
 
@@ -151,6 +179,26 @@ mod tests {
         let cli = Cli::parse_from(["kshuttle", "socks", "--listen", "127.0.0.1:0", "--context", "prod"]);
         assert!(matches!(cli.command, Some(Command::Socks(_))));
         assert_eq!(cli.cluster.context.as_deref(), Some("prod"));
+    }
+
+    #[test]
+    fn port_forward_reads_like_kubectls() {
+        let line =
+            "kshuttle port-forward --address 127.0.0.1,::1 svc/web 8080:80 :https -n shop --transport spdy";
+        let cli = Cli::parse_from(line.split(' '));
+        let Some(Command::PortForward(args)) = cli.command else { panic!() };
+        assert_eq!(args.target, "svc/web".parse().unwrap());
+        assert_eq!(args.ports, ["8080:80".parse().unwrap(), ":https".parse().unwrap()]);
+        assert_eq!(args.address, ["127.0.0.1".parse().unwrap(), "::1".parse().unwrap()]);
+        assert_eq!(
+            (cli.cluster.namespace.as_deref(), cli.cluster.transport),
+            (Some("shop"), Transport::Spdy)
+        );
+        for line in
+            ["port-forward svc/web", "port-forward", "port-forward cm/x 80", "port-forward web 53/udp"]
+        {
+            assert!(Cli::try_parse_from(["kshuttle"].into_iter().chain(line.split(' '))).is_err(), "{line}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! In order of use: [`client`] connects, [`delivery`] brings the server's program into the namespace,
 //! [`sshd_pod`] starts the pod, [`port_forward`] opens the stream to it. [`subnets`] asks which ranges to
-//! redirect. [`api_error`] and [`rights`] turn refusals into words.
+//! redirect. [`target`] finds the pod that `kshuttle port-forward` goes to. [`api_error`] and [`rights`] turn refusals into words.
 
 pub mod api_error;
 pub mod client;
@@ -13,3 +13,4 @@ pub mod port_forward;
 pub mod rights;
 pub mod sshd_pod;
 pub mod subnets;
+pub mod target;

@@ -11,17 +11,19 @@
 //!  proxy::socks    ── handshake─┴▶ tunnel (Connect) ── one flow ──▶ sshd pod ──▶ 10.96.0.10:443
 //!                                     │ SSH session over
 //!                                  cluster::port_forward ── API server ──▶ pod's 127.0.0.1
+//!  port_forward: a connection to a local port ── cluster::port_forward ──▶ a port of the user's pod; no pod of ours
 //!  helper (root, tiny): puts the rules in; takes them out when its input ends
 //! ```
 //!
 //! Who may use whom: `app` joins everything; `proxy` knows only the trait [`tunnel::Connect`]; `tunnel`
-//! takes any byte stream; `cluster` knows kube and nobody else.
+//! takes any byte stream; `cluster` knows kube and nobody else; `port_forward` joins `cluster` and `proxy`'s accept loop.
 
 pub mod addr;
 pub mod app;
 pub mod cli;
 pub mod cluster;
 pub mod logging;
+pub mod port_forward;
 pub mod privileged;
 pub mod privileges;
 pub mod proxy;

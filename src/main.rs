@@ -22,7 +22,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     // No thread exists yet: rights belong to threads.
     let helper = match cli.command {
         None => Some(start_helper()?),
-        Some(Command::Socks(_)) => None,
+        Some(Command::Socks(_) | Command::PortForward(_)) => None,
     };
     match privileges::drop_all()? {
         Became::RootWithoutCapabilities => Steps::default().say("running as root, without any capability"),
@@ -33,6 +33,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     runtime.block_on(async {
         match (&cli.command, helper) {
             (Some(Command::Socks(args)), _) => app::socks(&cli.cluster, args).await,
+            (Some(Command::PortForward(args)), _) => app::port_forward(&cli.cluster, args).await,
             (None, Some(helper)) => app::redirect(&cli.cluster, &cli.redirect, helper).await,
             (None, None) => unreachable!("redirecting started the helper above"),
         }

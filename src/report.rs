@@ -3,12 +3,17 @@
 use std::error::Error as StdError;
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
+use crate::cluster::api_error::ApiError;
 use crate::cluster::client::ClusterError;
 use crate::cluster::delivery::DeliveryError;
 use crate::cluster::port_forward::PortForwardError;
 use crate::cluster::sshd_pod::PodError;
+use crate::cluster::target::TargetError;
+use crate::port_forward::ForwardingError;
 use crate::privileged::PrivilegedError;
 use crate::shutdown::Stop;
 
@@ -20,13 +25,16 @@ pub mod exit {
     pub const UNREACHABLE: u8 = 3;
     /// The cluster refuses us.
     pub const NOT_PERMITTED: u8 = 4;
-    /// The pod did not start.
+    /// The pod did not start, or there is none to forward to.
     pub const POD: u8 = 5;
     /// The helper could not be started as root.
     pub const NO_HELPER: u8 = 6;
     /// The rules could not be put in, or were lost.
     pub const REDIRECT: u8 = 7;
 }
+
+const FORWARD_RIGHTS: &str = "port-forward needs `get` and `create` on pods/portforward, `get` and `list` on pods, and `get` \
+     on the kind that is named (services, deployments, …), all in the target's namespace";
 
 /// Prints one line per finished step with its time. Lines go to standard error, like ssh's and sshuttle's.
 pub struct Steps {
@@ -74,6 +82,12 @@ impl Steps {
     pub fn ready(&mut self, text: impl Display) {
         let seconds = self.started.elapsed().as_secs_f64();
         self.line(format_args!("ready in {seconds:.1} s: {text}"));
+    }
+
+    /// What scripts read: on standard output, in kubectl's words.
+    pub fn forwarding(&mut self, from: SocketAddr, port: u16) {
+        // Nobody reads it: no reason to fail.
+        let _ = writeln!(std::io::stdout().lock(), "Forwarding from {from} -> {port}");
     }
 
     fn line(&mut self, text: std::fmt::Arguments<'_>) {
@@ -137,12 +151,29 @@ fn exit_code(cause: &(dyn StdError + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<PodError>() {
         return Some(if error.missing_right().is_some() { exit::NOT_PERMITTED } else { exit::POD });
     }
+    if let Some(error) = cause.downcast_ref::<Arc<TargetError>>() {
+        return target_exit_code(error);
+    }
     if let Some(PortForwardError::Unauthorized { .. } | PortForwardError::Forbidden { .. }) =
         cause.downcast_ref()
     {
         return Some(exit::NOT_PERMITTED);
     }
     None
+}
+
+fn target_exit_code(error: &TargetError) -> Option<u8> {
+    match error {
+        TargetError::Read { source: ApiError::Transport(_) | ApiError::Timeout(_), .. } => {
+            Some(exit::UNREACHABLE)
+        }
+        TargetError::Read { source: ApiError::Unauthorized(_) | ApiError::Policy(_), .. } => {
+            Some(exit::NOT_PERMITTED)
+        }
+        TargetError::Read { .. } => error.missing_right().map(|_| exit::NOT_PERMITTED),
+        TargetError::Port(_) => None,
+        _ => Some(exit::POD),
+    }
 }
 
 fn hint(cause: &(dyn StdError + 'static)) -> Option<String> {
@@ -158,6 +189,22 @@ fn hint(cause: &(dyn StdError + 'static)) -> Option<String> {
             }
             _ => return None,
         });
+    }
+    if let Some(ForwardingError::Gone(_)) = cause.downcast_ref() {
+        return Some("`deploy/NAME` and `svc/NAME` go on with the pod that replaces it".into());
+    }
+    if let Some(error) = cause.downcast_ref::<Arc<TargetError>>() {
+        return Some(match &**error {
+            error if error.missing_right().is_some() => FORWARD_RIGHTS.into(),
+            TargetError::NotReady { .. } => "`pod/NAME` forwards to a pod that runs, ready or not".into(),
+            error if error.is_gone() => {
+                "`deploy/NAME` and `svc/NAME` go on with the pod that replaces it".into()
+            }
+            _ => return None,
+        });
+    }
+    if let Some(PortForwardError::Forbidden { .. }) = cause.downcast_ref() {
+        return Some(FORWARD_RIGHTS.into());
     }
     if let Some(role) = cause.downcast_ref::<PodError>().and_then(PodError::role_yaml) {
         return Some(format!("ask an administrator to apply this:\n\n{role}"));

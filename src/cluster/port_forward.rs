@@ -43,6 +43,7 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use thiserror::Error;
 
+pub(super) use self::negotiate::is_name;
 pub use self::{
     channel::ChannelError, error::PortForwardError, spdy::SpdyError, stream::PortForwardStream,
     websocket::WebSocketError,
@@ -120,6 +121,21 @@ impl Dialer {
     /// Asks for the upgrade; the stream's data may be written at once. Whether anything listens on `port` shows only
     /// when reading. Takes at most 30 s; must be called within a tokio runtime. Safe to cancel.
     pub async fn open(&self, pod: &str, port: u16) -> Result<PortForwardStream, PortForwardError> {
+        let (transport, io) = self.upgrade(pod).await?;
+        tracing::debug!(pod, port, %transport, "port-forward open");
+        Ok(PortForwardStream::start(io, transport, port))
+    }
+
+    /// Asks for the upgrade and leaves at once, without touching any port of the pod: whether we may, and which way
+    /// works. Takes at most 30 s. Safe to cancel.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn probe(&self, pod: &str) -> Result<Transport, PortForwardError> {
+        Ok(self.upgrade(pod).await?.0)
+    }
+
+    async fn upgrade(&self, pod: &str) -> Result<(Transport, TokioIo<Upgraded>), PortForwardError> {
         let path = negotiate::path(&self.namespace, pod)?;
         let ways = match self.transport {
             Transport::Auto => negotiate::ways(self.works.get()),
@@ -129,8 +145,7 @@ impl Dialer {
             .await
             .unwrap_or(Err(PortForwardError::Timeout { after: HANDSHAKE_WAIT }))?;
         self.works.set(transport);
-        tracing::debug!(pod, port, %transport, "port-forward open");
-        Ok(PortForwardStream::start(io, transport, port))
+        Ok((transport, io))
     }
 
     /// Tries these ways in turn, as long as the answers leave hope.

@@ -8,6 +8,7 @@
 
 mod carry;
 mod end;
+mod forward;
 mod place;
 mod pod;
 mod reach;
@@ -49,6 +50,14 @@ const REDIRECTED: &[Test] = tests! {
 const BOX: &[Test] = tests! {
     socks:
         addresses_and_names_without_root;
+    forward:
+        pods_and_services_by_every_name,
+        a_refused_port_leaves_the_other_connections_alone,
+        an_answer_after_the_applications_end_is_whole,
+        a_reset_of_the_pod_and_the_end_of_the_command_are_resets,
+        the_next_connection_reaches_the_replacement,
+        a_named_pod_that_is_gone_ends_it,
+        what_cannot_be_forwarded_is_told;
     place:
         the_restricted_namespace_takes_it_from_a_limited_user,
         an_image_serves_as_well,

@@ -31,13 +31,16 @@ const PAGE_SHOWN: usize = 200;
 
 /// The resource's path; the names are checked, because they come from people.
 pub(super) fn path(namespace: &str, pod: &str) -> Result<String, PortForwardError> {
-    for name in [namespace, pod] {
-        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
-        if name.is_empty() || name.starts_with('.') || name.len() > 253 || !name.chars().all(allowed) {
-            return Err(PortForwardError::Name(name.to_owned()));
-        }
+    if let Some(name) = [namespace, pod].into_iter().find(|name| !is_name(name)) {
+        return Err(PortForwardError::Name(name.to_owned()));
     }
     Ok(format!("/api/v1/namespaces/{namespace}/pods/{pod}/portforward"))
+}
+
+/// Whether the Kubernetes API would take it as an object's name (RFC 1123 subdomain), so that it is safe in a URL.
+pub(in crate::cluster) fn is_name(text: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+    !text.is_empty() && !text.starts_with('.') && text.len() <= 253 && text.chars().all(allowed)
 }
 
 /// One attempt over one way.

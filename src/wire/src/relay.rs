@@ -109,8 +109,12 @@ async fn download(
     }
 }
 
-/// Next bytes of the socket; empty after FIN.
-async fn read_some(socket: &TcpStream, last_read: usize) -> io::Result<Bytes> {
+/// Next bytes of the socket, at most 64 KiB; empty after FIN. `last_read` is the length of the read before: short
+/// ones share a buffer, so that an idle connection owns none. Safe to cancel.
+///
+/// # Errors
+/// As `read(2)`; the peer's reset among them.
+pub async fn read_some(socket: &TcpStream, last_read: usize) -> io::Result<Bytes> {
     thread_local! {
         static SHARED: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_SIZE].into_boxed_slice());
     }
@@ -132,8 +136,9 @@ async fn read_some(socket: &TcpStream, last_read: usize) -> io::Result<Bytes> {
     }
 }
 
-/// Ready once the kernel has recorded an error on the socket.
-async fn reset_by_peer(socket: &TcpStream) -> io::Error {
+/// Ready once the kernel has recorded an error on the socket: the only way to learn of a reset when nothing is read
+/// or written. Safe to cancel.
+pub async fn reset_by_peer(socket: &TcpStream) -> io::Error {
     loop {
         match socket.ready(Interest::ERROR).await {
             Ok(ready) if ready.is_error() => {

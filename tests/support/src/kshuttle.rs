@@ -1,6 +1,7 @@
 //! The product itself as a process, and the machine it changes.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -12,6 +13,9 @@ use nix::unistd::Pid;
 
 /// Longest wait for anything that happens by itself; a test fails then.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Time for what was printed before the end to be read.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Asks `is_so` until it is, and fails the test with `what` if it does not come to be.
 ///
@@ -40,8 +44,23 @@ pub fn program(name: &str) -> PathBuf {
 /// A running `kshuttle`. Dropping it stops it.
 pub struct Kshuttle {
     child: Child,
-    said: Arc<Mutex<Vec<String>>>,
-    reader: Option<JoinHandle<()>>,
+    said: Lines,
+    printed: Lines,
+    readers: Vec<JoinHandle<()>>,
+}
+
+type Lines = Arc<Mutex<Vec<String>>>;
+
+/// Collects lines until the end.
+fn collect(from: impl Read + Send + 'static) -> (Lines, JoinHandle<()>) {
+    let said = Lines::default();
+    let lines = said.clone();
+    let reader = std::thread::spawn(move || {
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
+            lines.lock().expect("no panic while holding the lock").push(line);
+        }
+    });
+    (said, reader)
 }
 
 impl Kshuttle {
@@ -77,18 +96,13 @@ impl Kshuttle {
     pub fn spawn(mut command: Command) -> Self {
         let mut child = command
             .stdin(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("start {command:?}: {error}"));
-        let stderr = BufReader::new(child.stderr.take().expect("stderr is piped"));
-        let said = Arc::new(Mutex::new(Vec::new()));
-        let lines = said.clone();
-        let reader = std::thread::spawn(move || {
-            for line in stderr.lines().map_while(Result::ok) {
-                lines.lock().expect("no panic while holding the lock").push(line);
-            }
-        });
-        Self { child, said, reader: Some(reader) }
+        let (said, errors) = collect(child.stderr.take().expect("stderr is piped"));
+        let (printed, output) = collect(child.stdout.take().expect("stdout is piped"));
+        Self { child, said, printed, readers: vec![errors, output] }
     }
 
     /// Everything it has said so far.
@@ -97,6 +111,25 @@ impl Kshuttle {
     /// Never in practice.
     pub fn said(&self) -> String {
         self.said.lock().expect("no panic while holding the lock").join("\n")
+    }
+
+    /// The local addresses of `port-forward`, `count` of them, in the order they were printed on standard output.
+    ///
+    /// # Panics
+    /// When they are not printed.
+    pub fn forwarded(&self, count: usize) -> Vec<SocketAddr> {
+        eventually("all addresses are printed", PATIENCE, || {
+            let printed = self.printed.lock().expect("no panic while holding the lock").clone();
+            (printed.len() >= count).then_some(printed)
+        })
+        .iter()
+        .map(|line| {
+            let address = line.strip_prefix("Forwarding from ").and_then(|rest| rest.split(" -> ").next());
+            address
+                .and_then(|address| address.parse().ok())
+                .unwrap_or_else(|| panic!("not an address: {line}"))
+        })
+        .collect()
     }
 
     /// The word before ` is running`: its pod's name.
@@ -129,8 +162,10 @@ impl Kshuttle {
     pub fn wait(&mut self) -> ExitStatus {
         let status =
             eventually("kshuttle ends", PATIENCE, || self.child.try_wait().expect("wait for a child"));
-        if let Some(reader) = self.reader.take() {
-            reader.join().expect("the reader does not panic");
+        // Its last words may still be in the pipe, which a helper that lives on keeps open.
+        let deadline = Instant::now() + LAST_WORDS;
+        while Instant::now() < deadline && !self.readers.iter().all(JoinHandle::is_finished) {
+            std::thread::sleep(Duration::from_millis(5));
         }
         status
     }
