@@ -154,9 +154,7 @@ fn exit_code(cause: &(dyn StdError + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<Arc<TargetError>>() {
         return target_exit_code(error);
     }
-    if let Some(PortForwardError::Unauthorized { .. } | PortForwardError::Forbidden { .. }) =
-        cause.downcast_ref()
-    {
+    if cause.downcast_ref().is_some_and(PortForwardError::is_denied) {
         return Some(exit::NOT_PERMITTED);
     }
     None
@@ -203,7 +201,7 @@ fn hint(cause: &(dyn StdError + 'static)) -> Option<String> {
             _ => return None,
         });
     }
-    if let Some(PortForwardError::Forbidden { .. }) = cause.downcast_ref() {
+    if cause.downcast_ref().is_some_and(PortForwardError::is_forbidden) {
         return Some(FORWARD_RIGHTS.into());
     }
     if let Some(role) = cause.downcast_ref::<PodError>().and_then(PodError::role_yaml) {

@@ -121,21 +121,25 @@ impl Dialer {
     /// Asks for the upgrade; the stream's data may be written at once. Whether anything listens on `port` shows only
     /// when reading. Takes at most 30 s; must be called within a tokio runtime. Safe to cancel.
     pub async fn open(&self, pod: &str, port: u16) -> Result<PortForwardStream, PortForwardError> {
-        let (transport, io) = self.upgrade(pod).await?;
+        let (transport, io) = self.upgrade(pod, port).await?;
         tracing::debug!(pod, port, %transport, "port-forward open");
         Ok(PortForwardStream::start(io, transport, port))
     }
 
-    /// Asks for the upgrade and leaves at once, without touching any port of the pod: whether we may, and which way
-    /// works. Takes at most 30 s. Safe to cancel.
+    /// Asks for the upgrade and leaves at once: whether we may, and which way works. No port of the pod is touched, except
+    /// over v4, where the upgrade itself connects to `port`. Takes at most 30 s. Safe to cancel.
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub async fn probe(&self, pod: &str) -> Result<Transport, PortForwardError> {
-        Ok(self.upgrade(pod).await?.0)
+    pub async fn probe(&self, pod: &str, port: u16) -> Result<Transport, PortForwardError> {
+        Ok(self.upgrade(pod, port).await?.0)
     }
 
-    async fn upgrade(&self, pod: &str) -> Result<(Transport, TokioIo<Upgraded>), PortForwardError> {
+    async fn upgrade(
+        &self,
+        pod: &str,
+        port: u16,
+    ) -> Result<(Transport, TokioIo<Upgraded>), PortForwardError> {
         let path = negotiate::path(&self.namespace, pod)?;
         let ways = match self.transport {
             Transport::Auto => negotiate::ways(self.works.get()),

@@ -157,6 +157,27 @@ pub enum PortForwardError {
 }
 
 impl PortForwardError {
+    /// Whether the cluster knows us and does not permit it, over any of the ways that were tried: with the right it
+    /// names, that way would have been open.
+    pub fn is_forbidden(&self) -> bool {
+        self.any(|error| matches!(error, Self::Forbidden { .. }))
+    }
+
+    /// Whether the cluster refuses who we are, or what we may.
+    pub fn is_denied(&self) -> bool {
+        self.is_forbidden() || self.any(|error| matches!(error, Self::Unauthorized { .. }))
+    }
+
+    /// Of this error, or of one of those it is made of.
+    fn any(&self, test: fn(&Self) -> bool) -> bool {
+        match self {
+            Self::Refusals { error, others, .. } => {
+                test(error) || others.iter().any(|(_, error)| test(error))
+            }
+            error => test(error),
+        }
+    }
+
     /// As the error of a read or write, with this as its inner error.
     pub(super) fn into_io(self) -> io::Error {
         let kind = match &self {
