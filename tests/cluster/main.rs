@@ -14,7 +14,10 @@ mod place;
 mod pod;
 mod reach;
 mod rights;
+mod runtime;
+mod scene;
 mod socks;
+mod streams;
 mod ways;
 
 use std::process::ExitCode;
@@ -79,6 +82,23 @@ const BOX: &[Test] = tests! {
         an_exec_plugin_is_asked,
         one_acts_as_somebody_else,
         what_somebody_else_may_not_is_named;
+    streams:
+        auto_takes_the_first_way_the_api_server_knows,
+        auto_falls_back_to_what_is_permitted,
+        bytes_sent_before_any_reply_arrive,
+        bytes_arrive_whole_both_ways,
+        a_hundred_connections_at_once,
+        a_refused_port_is_told_in_the_runtimes_words,
+        a_reset_by_the_pod_is_a_reset,
+        ends_are_clean_whoever_comes_first,
+        left_downloads_leave_nothing_behind,
+        paused_readers_cost_bounded_memory_and_lose_nothing,
+        a_pod_that_goes_ends_its_streams_and_is_not_found_then;
+    runtime:
+        replies_and_data_come_in_any_order,
+        two_thousand_streams_fit_one_connection,
+        a_reset_download_runs_on_beside_the_next_pair,
+        half_a_pair_is_told_without_an_end;
     place:
         the_restricted_namespace_takes_it_from_a_limited_user,
         an_image_serves_as_well,
@@ -88,6 +108,13 @@ const BOX: &[Test] = tests! {
         refusals_name_what_is_missing,
         ranges_are_those_of_the_cluster_or_a_hint,
         the_address_of_the_api_server_is_guarded;
+};
+
+/// Where containerd ends idle streams after seconds (`KSHUTTLE_BOX_STREAM_IDLE` of `scripts/cluster up`), not after 4 hours.
+const IDLE: &[Test] = tests! {
+    runtime:
+        pings_hold_off_the_idle_timer,
+        after_standing_still_the_end_is_heard_at_once;
 };
 
 const ANY_CLUSTER: &[Test] = tests! {
@@ -110,6 +137,16 @@ fn main() -> ExitCode {
     let programs = std::env::var_os("KSHUTTLE_TEST_PROGRAMS");
     let missing = (programs.is_none() || (inside.is_none() && context.is_none()))
         .then(|| "not inside the laptop of `scripts/cluster`: `scripts/test` runs them".to_owned());
-    let tests = if inside.is_some() { [REDIRECTED, BOX, ANY_CLUSTER].concat() } else { ANY_CLUSTER.to_vec() };
+    let mut tests =
+        if inside.is_some() { [REDIRECTED, BOX, ANY_CLUSTER].concat() } else { ANY_CLUSTER.to_vec() };
+    if runtime::idle().is_some() {
+        tests.extend(IDLE);
+    } else {
+        for (name, _) in IDLE {
+            println!(
+                "test {name} ... ignored, the runtime keeps idle streams for hours: see KSHUTTLE_BOX_STREAM_IDLE"
+            );
+        }
+    }
     run(&tests, missing)
 }
