@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The programs of the cluster, built from the Go module proxy (and two small ones in C). Cached by what they are built from.
+# The programs of the cluster, built from the Go module proxy (two small ones are in C, and some have a `build` of their own). Cached by what they are built from.
 
 GO_FLAGS=(-trimpath)
 export CGO_ENABLED=0 GOTOOLCHAIN=local GOFLAGS="-buildvcs=false -modcacherw" GOWORK=off
@@ -9,7 +9,7 @@ build_programs() {
   export GOMODCACHE=$CACHE/go/mod GOCACHE=$CACHE/go/build
   build_go ETCD etcd
   build_go KUBECTL kubectl
-  build_go COREDNS coredns
+  build_go COREDNS "$COREDNS_SOURCE" coredns
   build_go BENCH bench
   build_go MKIMAGE mkimage
   build_go KUBE "kube-$VERSION" kube
@@ -26,8 +26,22 @@ build_go() {
   [[ ! -x $built ]] || return 0
   announce "building $2"
   mkdir -p "${built%/*}"
-  (cd "$source" && go build "${GO_FLAGS[@]}" -ldflags "$flags" -o "$built.new" .) >"$BOX/log/build.log" 2>&1
+  if [[ -x $source/build ]]; then
+    build_itself "$source" "$flags" "$built.new" >"$BOX/log/build.log" 2>&1
+  else
+    (cd "$source" && go build "${GO_FLAGS[@]}" -ldflags "$flags" -o "$built.new" .) >"$BOX/log/build.log" 2>&1
+  fi
   mv "$built.new" "$built"
+}
+
+# build_itself SOURCE LDFLAGS OUTPUT: by SOURCE/build, in a folder that is taken away, with the Debian packages of SOURCE/packages.
+build_itself() {
+  local work status=0
+  work=$(mktemp -d "$CACHE/build.XXXXXX")
+  [[ ! -e $1/packages ]] || get_build_packages "$1/packages" "$work/packages"
+  "$1/build" "$work" "$2" "$3" || status=$?
+  rm -rf "$work"
+  return "$status"
 }
 
 build_c() {
@@ -40,16 +54,15 @@ build_c() {
   mv "$built.new" "$built"
 }
 
-# contents FOLDER: names and sums of its files.
+# contents FOLDER: names and sums of its files, links followed.
 contents() {
-  (cd "$1" && find . -type f -print0 | sort -z | xargs -0 sha256sum)
+  (cd "$1" && find -L . -type f -print0 | sort -z | xargs -0 sha256sum)
 }
 
 # version_flags: what the release build of Kubernetes writes into its programs.
 version_flags() {
-  local package release
-  release=$(awk '$1 == "k8s.io/kubernetes" {print $2; exit}' "$FIXTURES/kube-$VERSION/go.mod")
+  local package
   for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
-    printf ' -X %s.gitVersion=%s -X %s.gitMajor=1 -X %s.gitMinor=%s' "$package" "$release" "$package" "$package" "${VERSION#1.}"
+    printf ' -X %s.gitVersion=%s -X %s.gitMajor=1 -X %s.gitMinor=%s' "$package" "$RELEASE" "$package" "$package" "${VERSION#1.}"
   done
 }

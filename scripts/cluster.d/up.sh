@@ -2,7 +2,7 @@
 # `up`: the order of the steps, their times, and what happens when one fails.
 
 # shellcheck disable=SC2153 # NAME is choose_box's
-part packages programs images cgroups node kubernetes laptop objects down
+part packages programs images cgroups node containerd kubernetes laptop objects down
 
 up() {
   with_lock "$CACHE/box/$NAME.lock" up_alone
@@ -10,6 +10,9 @@ up() {
 
 up_alone() {
   if box_lives node && [[ -e $BOX/complete ]]; then
+    local asked=$VERSION
+    load_programs
+    [[ $VERSION == "$asked" ]] || die "box '$NAME' is up with Kubernetes $VERSION, not $asked: take it down first"
     echo "box '$NAME' is up"
     return
   fi
@@ -31,7 +34,7 @@ up_alone() {
   : >"$BOX/complete"
   rm -rf "$BOX.failed"
   trap - EXIT INT TERM HUP
-  printf '%6s s  box %s is up\n' "$(seconds_since "$STARTED")" "'$NAME'"
+  printf '%6s s  box %s is up with Kubernetes %s\n' "$(seconds_since "$STARTED")" "'$NAME'" "$RELEASE"
 }
 
 # prepare: everything that needs the network or minutes, and nothing that runs.
@@ -110,7 +113,7 @@ with_lock_on_cache() {
 # write_programs: for the commands that follow `up`, load_programs.
 write_programs() {
   local name
-  for name in KUBE ETCD KUBECTL ENTER PAUSE RUNTIME TOOLS MKIMAGE; do
+  for name in VERSION KUBE ETCD KUBECTL ENTER PAUSE RUNTIME TOOLS MKIMAGE; do
     printf '%s=%q\n' "$name" "${!name}"
   done >"$BOX/programs"
 }

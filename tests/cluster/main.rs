@@ -83,6 +83,9 @@ const ANY_CLUSTER: &[Test] = tests! {
         an_idle_server_ends_and_the_next_session_removes_its_pod;
 };
 
+/// Tests of what not every Kubernetes has: the minor version that brought it, and its name.
+const SINCE: &[(&str, u32, &str)] = &[("pod::refusals_name_what_is_missing", 23, "Pod Security admission")];
+
 fn main() -> ExitCode {
     let (inside, context) =
         (std::env::var_os("KSHUTTLE_BOX_INSIDE"), std::env::var_os("KSHUTTLE_TEST_CONTEXT"));
@@ -90,5 +93,13 @@ fn main() -> ExitCode {
     let missing = (programs.is_none() || (inside.is_none() && context.is_none()))
         .then(|| "not inside the laptop of `scripts/cluster`: `scripts/test` runs them".to_owned());
     let tests = if inside.is_some() { [REDIRECTED, BOX, ANY_CLUSTER].concat() } else { ANY_CLUSTER.to_vec() };
-    run(&tests, missing)
+    run(&tests, |name| missing.clone().or_else(|| too_old(name)))
+}
+
+/// Why this test cannot run on the box's version of Kubernetes (`1.MINOR`, from `scripts/cluster exec`).
+fn too_old(test: &str) -> Option<String> {
+    let version = std::env::var("KSHUTTLE_BOX_VERSION").ok()?;
+    let minor: u32 = version.strip_prefix("1.")?.parse().ok()?;
+    let (_, since, what) = SINCE.iter().find(|(name, since, _)| *name == test && minor < *since)?;
+    Some(format!("Kubernetes {version} has no {what}, which came with 1.{since}"))
 }

@@ -1,0 +1,18 @@
+# shellcheck shell=bash disable=SC2034
+# All that differs between the versions of Kubernetes; nothing else here asks which one it is. What stands before `case` is for
+# the newest. Where a program's source differs, it has a folder of its own in fixtures/cluster.
+
+choose_version() {
+  # containerd 2 and its CNI plugins come from sid and still run on bookworm's C library; runc 1.3 of sid does not, bookworm's does.
+  RUNTIME_PACKAGES=(containerd/sid containernetworking-plugins/sid runc/bookworm busybox-static/bookworm)
+  COREDNS_SOURCE=coredns
+  CONTAINERD_CONFIG=configure_containerd_2
+  COMPONENT_FLAGS=() # API server's and controller manager's
+  KUBELET_FLAGS=()
+  KUBELET_CONFIG="containerRuntimeEndpoint: unix://$BOX/run/containerd.sock"$'\n''failCgroupV1: false'
+  PROXY_CONFIG='mode: nftables'
+  case $VERSION in
+  1.36 | 1.33) RELEASE=$(awk '$1 == "k8s.io/kubernetes" {print $2; exit}' "$FIXTURES/kube-$VERSION/go.mod") ;;
+  *) die "no Kubernetes $VERSION here; there is 1.36, 1.33" ;;
+  esac
+}
