@@ -12,15 +12,15 @@ build_programs() {
   build_go COREDNS "$COREDNS_SOURCE" coredns
   build_go BENCH bench
   build_go MKIMAGE mkimage
-  build_go KUBE "kube-$VERSION" kube
+  build_go KUBE "kube-$VERSION" kube "$RELEASE"
   build_c ENTER enter
   build_c PAUSE pause -static
 }
 
-# build_go VARIABLE FOLDER [PROGRAM]: the path of the program made of fixtures/cluster/FOLDER.
+# build_go VARIABLE FOLDER [PROGRAM [RELEASE]]: the path of the program made of fixtures/cluster/FOLDER.
 build_go() {
   local source=$FIXTURES/$2 program=${3:-$2} flags built
-  flags="-s -w$(version_flags)"
+  flags="-s -w$(version_flags "${4:-$(release_of 1.36)}")" # kubectl is of the newest, whatever it talks to
   built=$CACHE/bin/$2-$(key "$(go version)" "${GO_FLAGS[*]}" "$flags" "$(contents "$source")")/$program
   printf -v "$1" %s "$built"
   [[ ! -x $built ]] || return 0
@@ -59,10 +59,10 @@ contents() {
   (cd "$1" && find -L . -type f -print0 | sort -z | xargs -0 sha256sum)
 }
 
-# version_flags: what the release build of Kubernetes writes into its programs.
+# version_flags RELEASE: what the release build of Kubernetes writes into its programs.
 version_flags() {
-  local package
+  local package minor=${1#v1.}
   for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
-    printf ' -X %s.gitVersion=%s -X %s.gitMajor=1 -X %s.gitMinor=%s' "$package" "$RELEASE" "$package" "$package" "${VERSION#1.}"
+    printf ' -X %s.gitVersion=%s -X %s.gitMajor=1 -X %s.gitMinor=%s' "$package" "$1" "$package" "$package" "${minor%%.*}"
   done
 }

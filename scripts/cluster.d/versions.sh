@@ -12,7 +12,12 @@ choose_version() {
   KUBELET_CONFIG="containerRuntimeEndpoint: unix://$BOX/run/containerd.sock"$'\n''failCgroupV1: false'
   PROXY_CONFIG='mode: nftables'
   case $VERSION in
-  1.36 | 1.33) RELEASE=$(awk '$1 == "k8s.io/kubernetes" {print $2; exit}' "$FIXTURES/kube-$VERSION/go.mod") ;;
+  1.36 | 1.33) RELEASE=$(release_of "$VERSION") ;;
   *) die "no Kubernetes $VERSION here; there is 1.36, 1.33" ;;
   esac
+}
+
+# release_of VERSION: of one whose source is in the Go module proxy.
+release_of() {
+  awk '$1 == "k8s.io/kubernetes" {print $2; exit}' "$FIXTURES/kube-$1/go.mod"
 }
