@@ -50,6 +50,39 @@ disabled_plugins = [
 TOML
 }
 
+# The same for containerd before 2.
+configure_containerd_1() {
+  cat >"$BOX/etc/containerd.toml" <<TOML
+version = 2
+root = '$BOX/state/containerd'
+state = '$BOX/run/containerd'
+disabled_plugins = [
+  'io.containerd.snapshotter.v1.aufs', 'io.containerd.snapshotter.v1.btrfs', 'io.containerd.snapshotter.v1.zfs',
+  'io.containerd.snapshotter.v1.devmapper', 'io.containerd.tracing.processor.v1.otlp', 'io.containerd.internal.v1.tracing']
+[grpc]
+  address = '$BOX/run/containerd.sock'
+[plugins.'io.containerd.grpc.v1.cri']
+  sandbox_image = 'registry.k8s.io/pause:3.10'
+  restrict_oom_score_adj = true
+  disable_hugetlb_controller = true
+  tolerate_missing_hugetlb_controller = true
+  enable_selinux = false
+  stream_server_address = '127.0.0.1'
+  stream_server_port = '0'
+  [plugins.'io.containerd.grpc.v1.cri'.containerd]
+    snapshotter = 'overlayfs'
+    default_runtime_name = 'runc'
+    [plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]
+      runtime_type = 'io.containerd.runc.v2'
+      [plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc.options]
+        BinaryName = '$RUNTIME/usr/sbin/runc'
+        SystemdCgroup = false
+  [plugins.'io.containerd.grpc.v1.cri'.cni]
+    bin_dir = '$RUNTIME/usr/lib/cni'
+    conf_dir = '$BOX/etc/cni'
+TOML
+}
+
 containerd_answers() {
   enter node "$RUNTIME/usr/bin/ctr" -a "$BOX/run/containerd.sock" version
 }

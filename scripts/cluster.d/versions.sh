@@ -13,7 +13,18 @@ choose_version() {
   PROXY_CONFIG='mode: nftables'
   case $VERSION in
   1.36 | 1.33) RELEASE=$(release_of "$VERSION") ;;
-  *) die "no Kubernetes $VERSION here; there is 1.36, 1.33" ;;
+  1.20)
+    # The oldest peer: port-forward over SPDY alone, no ServiceCIDR objects, EndpointSlices v1beta1, no Pod Security admission.
+    RELEASE=v1.20.2
+    RUNTIME_PACKAGES=(containerd/bookworm containernetworking-plugins/bookworm runc/bookworm busybox-static/bookworm) # CRI v1alpha2
+    COREDNS_SOURCE=coredns-1.20
+    CONTAINERD_CONFIG=configure_containerd_1
+    COMPONENT_FLAGS=(--feature-gates=IPv6DualStack=true)
+    KUBELET_FLAGS=(--container-runtime=remote --container-runtime-endpoint="unix://$BOX/run/containerd.sock")
+    KUBELET_CONFIG='featureGates: {IPv6DualStack: true}'
+    PROXY_CONFIG=$'mode: iptables\nfeatureGates: {IPv6DualStack: true}'
+    ;;
+  *) die "no Kubernetes $VERSION here; there is 1.36, 1.33, 1.20" ;;
   esac
 }
 
