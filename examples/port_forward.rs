@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Ports of the pod: 7001 sends the same 256 KiB for ever, 7002 takes a length, that many bytes, and answers one byte,
-//! 7003 echoes, 7005 sends 64 bytes and resets, 9999 is closed.
+//! 7003 echoes, 7005 answers one byte with 64 and resets, 9999 is closed.
 #![allow(clippy::print_stdout, reason = "its report")]
 
 use std::{fmt, pin::Pin, time::Duration};
@@ -65,6 +65,8 @@ async fn main() -> anyhow::Result<()> {
             let mut stream = way.open(port).await?;
             let mut bytes = Vec::new();
             let begin = Instant::now();
+            stream.write_all(b"x").await?;
+            stream.flush().await?;
             let end = stream.read_to_end(&mut bytes).await;
             println!("port {port}: {} bytes, then {:?} after {:?}", bytes.len(), end, begin.elapsed());
         }

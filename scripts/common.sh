@@ -15,12 +15,12 @@ step() {
   printf '\033[1m[%4d s] %s\033[0m\n' "$SECONDS" "$*"
 }
 
-# Compiled dependencies outlive a checkout: one folder for each compiler and set of locked versions.
+# Compiled dependencies outlive a checkout: one folder for each compiler. Cargo itself knows what in it is of other versions.
 if [[ -z ${CARGO_TARGET_DIR-} ]]; then
   command -v cargo >/dev/null || die "cargo is missing: install Rust 1.89 or newer with rustup"
-  content=$({ rustc -vV && cat "$REPOSITORY/Cargo.lock"; } | sha256sum)
+  content=$(rustc -vV | sha256sum)
   CARGO_TARGET_DIR=$CACHE/target-${content:0:16}
-  # Those of other versions are dead weight after a while.
+  # Those of other compilers are dead weight after a while.
   find "$CACHE" -maxdepth 1 -name 'target-*' -mtime +14 ! -path "$CARGO_TARGET_DIR" -exec rm -rf {} + 2>/dev/null || true
 fi
 export CARGO_TARGET_DIR

@@ -113,7 +113,7 @@ with_lock_on_cache() {
 # write_programs: for the commands that follow `up`, load_programs.
 write_programs() {
   local name
-  for name in VERSION KUBE ETCD KUBECTL ENTER PAUSE RUNTIME TOOLS MKIMAGE; do
+  for name in VERSION KUBE ETCD KUBECTL ENTER PAUSE RUNTIME TOOLS MKIMAGE BENCH; do
     printf '%s=%q\n' "$name" "${!name}"
   done >"$BOX/programs"
 }

@@ -51,6 +51,7 @@ pub(crate) fn half_close_is_kept() {
 pub(crate) fn the_pods_reset_arrives_as_a_reset() {
     let _kshuttle = Kshuttle::start(&RANGES);
     let mut socket = connect(bench(7005)).unwrap();
+    socket.write_all(b"x").unwrap();
     let mut got = Vec::new();
     let error = socket.read_to_end(&mut got).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset, "after {} bytes", got.len());

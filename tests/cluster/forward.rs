@@ -100,7 +100,9 @@ pub(crate) fn an_answer_after_the_applications_end_is_whole() {
 
 pub(crate) fn a_reset_of_the_pod_and_the_end_of_the_command_are_resets() {
     let (mut kshuttle, to) = forward("deploy/bench", &[":7005", ":7003", ":7001"]);
-    assert_reset(connect(to[0]).unwrap());
+    let mut reset = connect(to[0]).unwrap();
+    reset.write_all(b"x").unwrap();
+    assert_reset(reset);
     let mut quiet = connect(to[1]).unwrap();
     echo(&mut quiet, b"x");
     let mut busy = connect(to[2]).unwrap();

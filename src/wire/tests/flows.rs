@@ -3,19 +3,16 @@
 #![allow(clippy::unwrap_used, reason = "all of this is a test")]
 
 use std::io;
-use std::net::SocketAddr;
-use std::time::Duration;
 
 use bytes::Bytes;
+use kshuttle_test_support::net::{echo, server as target};
+use kshuttle_test_support::{pattern, within};
 use kshuttle_wire::flow::client::FlowClient;
 use kshuttle_wire::flow::{ConnectError, server};
 use kshuttle_wire::relay;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
-
-/// Only there so that a hang ends the test; nothing is measured with it.
-const HANG: Duration = Duration::from_secs(60);
 
 struct Session {
     client: FlowClient,
@@ -44,31 +41,6 @@ impl Session {
     }
 }
 
-/// A target that runs `serve` for each connection.
-async fn target<F, R>(serve: F) -> SocketAddr
-where
-    F: Fn(TcpStream) -> R + Send + Sync + 'static,
-    R: Future<Output = ()> + Send + 'static,
-{
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        loop {
-            let (socket, _) = listener.accept().await.unwrap();
-            tokio::spawn(serve(socket));
-        }
-    });
-    address
-}
-
-async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(HANG, future).await.expect("hangs")
-}
-
-fn pattern(length: usize) -> Vec<u8> {
-    (0..length).map(|i| (i * 31 + i / 251) as u8).collect()
-}
-
 async fn sum_then_send(mut socket: TcpStream, answer: usize) {
     let mut got = Vec::new();
     socket.read_to_end(&mut got).await.unwrap();
@@ -79,12 +51,6 @@ async fn sum_then_send(mut socket: TcpStream, answer: usize) {
 fn reset(socket: TcpStream) {
     relay::arm(&socket);
     drop(socket);
-}
-
-async fn echo(mut socket: TcpStream) {
-    let (mut read, mut write) = socket.split();
-    let _ = tokio::io::copy(&mut read, &mut write).await;
-    let _ = write.shutdown().await;
 }
 
 async fn round_trip(application: &mut TcpStream) {

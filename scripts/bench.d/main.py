@@ -1,0 +1,115 @@
+"""The command line, the rounds, and that everything is taken away whatever happens."""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import table
+from box import CACHE, BenchError, Box
+from measure import Bench, Sample, Sizes
+from paths import Way, all_paths
+from rivals import Rivals, prepare, versions
+
+QUICK = Sizes(mebibytes=64, mebibytes_slow=16, seconds=1)
+ROUNDS = 5
+ROUNDS_QUICK = 2
+INTERRUPTED = 128 + signal.SIGINT
+
+
+def main() -> int:
+    options = _parse()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
+    try:
+        return _run(options)
+    except BenchError as error:
+        print(f"scripts/bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("scripts/bench: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description="Measures kshuttle (build/, made by scripts/build) beside its rivals on a Kubernetes of its own, and prints a Markdown "
+        "table. Needs root on a Debian-like Linux. A full run takes about 20 minutes on 2 cores.",
+    )
+    parser.add_argument("--rounds", type=int, help=f"every path is measured once in each (default {ROUNDS}, quick {ROUNDS_QUICK})")
+    parser.add_argument("--quick", action="store_true", help="small sizes: shows that it works, figures are rough")
+    parser.add_argument("--only", metavar="PATH,…", help="these paths only; --only help lists them")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write all samples there, after each round")
+    options = parser.parse_args()
+    options.rounds = options.rounds or (ROUNDS_QUICK if options.quick else ROUNDS)
+    if options.rounds < 1:
+        parser.error("--rounds needs a positive number")
+    return options
+
+
+def _end(number: int, _: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _run(options: argparse.Namespace) -> int:
+    everything = all_paths(Rivals(Path(), Path(), Path(), port_forward_command=True))
+    names = [path.name for path in everything]
+    wanted = options.only.split(",") if options.only else names
+    if options.only == "help":
+        print("\n".join(f"{path.name:<17} {path.title}" for path in everything))
+        return 0
+    if unknown := set(wanted) - set(names):
+        raise BenchError(f"no path {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    if os.geteuid() != 0:
+        raise BenchError("the box needs root")
+
+    # In the cache: the box's folders must be seen from inside.
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bench-logs-", dir=CACHE) as logs:
+        _say("bringing up a Kubernetes (the first time builds it, which takes minutes)")
+        with Box(f"bench-{os.getpid()}") as box:
+            rivals = prepare(box)
+            paths = [path for path in all_paths(rivals) if path.name in wanted]
+            if missing := set(wanted) - {path.name for path in paths}:
+                _say(f"left out, because this kshuttle has no `port-forward`: {', '.join(sorted(missing))}")
+            about = versions(box, rivals)
+            bench = Bench(box, rivals, QUICK if options.quick else Sizes(), Path(logs))
+            samples = _rounds(bench, paths, options, about)
+    print(table.markdown(paths, samples))
+    print(f"* {about}; {os.cpu_count()} cores, {platform.system()} {platform.release()}, everything on them.")
+    return 1 if any(sample.errors or sample.left for sample in samples) else 0
+
+
+def _rounds(bench: Bench, paths: list[Way], options: argparse.Namespace, about: str) -> list[Sample]:
+    samples: list[Sample] = []
+    for number in range(1, options.rounds + 1):
+        for path in paths:
+            began = time.monotonic()
+            sample = bench.sample(path, number)
+            samples.append(sample)
+            _say(f"round {number}  {path.name:<16} {_summary(sample)}  ({time.monotonic() - began:.0f} s)")
+        if options.json:
+            whole = {"about": about, "samples": [sample.as_json() for sample in samples]}
+            options.json.write_text(json.dumps(whole, indent=1) + "\n")
+    return samples
+
+
+def _summary(sample: Sample) -> str:
+    shown = {"down": "down_mb_s", "up": "up_mb_s", "new/s": "connections_s", "req/s": "requests_s", "load ping": "load_ping_p50_ms"}
+    parts = [f"{words} {sample.values[key]:g}" for words, key in shown.items() if key in sample.values]
+    parts += [f"{where}: ERROR {why}" for where, why in sample.errors.items()]
+    parts += [f"LEFT {what}" for what in sample.left]
+    return ", ".join(parts)
+
+
+def _say(text: str) -> None:
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
