@@ -52,6 +52,8 @@ const BOX: &[Test] = tests! {
         addresses_and_names_without_root;
     forward:
         pods_and_services_by_every_name,
+        several_ports_over_websocket,
+        several_ports_over_spdy,
         a_refused_port_leaves_the_other_connections_alone,
         an_answer_after_the_applications_end_is_whole,
         a_reset_of_the_pod_and_the_end_of_the_command_are_resets,
@@ -65,6 +67,7 @@ const BOX: &[Test] = tests! {
     pod:
         the_role_is_enough_in_a_restricted_namespace_for_any_user_id,
         refusals_name_what_is_missing,
+        a_policys_refusal_is_told,
         ranges_are_those_of_the_cluster_or_a_hint,
         the_address_of_the_api_server_is_guarded;
 };
@@ -84,7 +87,10 @@ const ANY_CLUSTER: &[Test] = tests! {
 };
 
 /// Tests of what not every Kubernetes has: the minor version that brought it, and its name.
-const SINCE: &[(&str, u32, &str)] = &[("pod::refusals_name_what_is_missing", 23, "Pod Security admission")];
+const SINCE: &[(&str, u32, &str)] = &[
+    ("pod::a_policys_refusal_is_told", 23, "Pod Security admission"),
+    ("forward::several_ports_over_websocket", 31, "port-forward by SPDY within WebSocket"),
+];
 
 fn main() -> ExitCode {
     let (inside, context) =
