@@ -23,35 +23,42 @@ build_go() {
   flags="-s -w$(version_flags "${4:-$(release_of 1.36)}")" # kubectl is of the newest, whatever it talks to
   built=$CACHE/bin/$2-$(key "$(go version)" "${GO_FLAGS[*]}" "$flags" "$(contents "$source")")/$program
   printf -v "$1" %s "$built"
-  [[ ! -x $built ]] || return 0
-  announce "building $2"
-  mkdir -p "${built%/*}"
-  if [[ -x $source/build ]]; then
-    build_itself "$source" "$flags" "$built.new" >"$BOX/log/build.log" 2>&1
+  [[ -x $built ]] || with_lock_on_cache "$2" build_go_alone "$source" "$flags" "$built"
+}
+
+# build_go_alone SOURCE LDFLAGS OUTPUT: unless somebody else did it meanwhile.
+build_go_alone() {
+  [[ ! -x $3 ]] || return 0
+  announce "building ${1##*/}"
+  mkdir -p "${3%/*}"
+  if [[ -x $1/build ]]; then
+    build_itself "$1" "$2" "$3.new" >"$BOX/log/build.log" 2>&1
   else
-    (cd "$source" && go build "${GO_FLAGS[@]}" -ldflags "$flags" -o "$built.new" .) >"$BOX/log/build.log" 2>&1
+    (cd "$1" && go build "${GO_FLAGS[@]}" -ldflags "$2" -o "$3.new" .) >"$BOX/log/build.log" 2>&1
   fi
-  mv "$built.new" "$built"
+  mv "$3.new" "$3"
 }
 
 # build_itself SOURCE LDFLAGS OUTPUT: by SOURCE/build, in a folder that is taken away, with the Debian packages of SOURCE/packages.
 build_itself() {
-  local work status=0
-  work=$(mktemp -d "$CACHE/build.XXXXXX")
-  [[ ! -e $1/packages ]] || get_build_packages "$1/packages" "$work/packages"
-  "$1/build" "$work" "$2" "$3" || status=$?
+  local work=$CACHE/build-${1##*/} # under the lock; one that was broken off may have left it
+  rm -rf "$work" && mkdir "$work"
+  [[ ! -e $1/packages ]] || with_lock_on_cache packages get_build_packages "$1/packages" "$work/packages"
+  "$1/build" "$work" "$2" "$3"
   rm -rf "$work"
-  return "$status"
 }
 
 build_c() {
   local source=$FIXTURES/$2 built
   built=$CACHE/bin/$2-$(key "$(gcc --version)" "${@:3}" "$(contents "$source")")/$2
   printf -v "$1" %s "$built"
-  [[ ! -x $built ]] || return 0
-  mkdir -p "${built%/*}"
-  gcc -Os -s -Wall "${@:3}" -o "$built.new" "$source/$2.c" >"$BOX/log/build.log" 2>&1
-  mv "$built.new" "$built"
+  [[ -x $built ]] || with_lock_on_cache "$2" build_c_alone "$source/$2.c" "$built" "${@:3}"
+}
+
+build_c_alone() {
+  mkdir -p "${2%/*}"
+  gcc -Os -s -Wall "${@:3}" -o "$2.new" "$1" >"$BOX/log/build.log" 2>&1
+  mv "$2.new" "$2"
 }
 
 # contents FOLDER: names and sums of its files, links followed.

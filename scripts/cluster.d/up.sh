@@ -35,6 +35,7 @@ up_alone() {
   rm -rf "$BOX.failed"
   trap - EXIT INT TERM HUP
   printf '%6s s  box %s is up with Kubernetes %s\n' "$(seconds_since "$STARTED")" "'$NAME'" "$RELEASE"
+  [[ ${#LACKS[@]} == 0 ]] || printf '          it has no %s\n' "${LACKS[@]}"
 }
 
 # prepare: everything that needs the network or minutes, and nothing that runs.
@@ -66,9 +67,9 @@ begin() {
 
 get_parts() {
   step packages 'commands this script needs' get_needed_commands
-  step packages packages with_lock_on_cache get_packages
-  step build programs with_lock_on_cache build_programs
-  step images 'image archives' with_lock_on_cache make_images
+  step packages packages with_lock_on_cache packages get_packages
+  step build programs build_programs
+  step images 'image archives' with_lock_on_cache images make_images
   write_programs
 }
 
@@ -103,11 +104,15 @@ give_up() {
   exit "$(($1 ? $1 : 1))"
 }
 
+# with_lock_on_cache PART COMMAND...: one box at a time fills this part. A build may take minutes and needs packages, so each
+# program is a part of its own, and nobody who wants another waits.
 with_lock_on_cache() {
-  exec 8>"$CACHE/lock"
-  flock 8
-  "$@"
-  exec 8>&-
+  local lock
+  mkdir -p "$CACHE/locks"
+  exec {lock}>"$CACHE/locks/$1"
+  flock "$lock"
+  "${@:2}"
+  exec {lock}>&-
 }
 
 # write_programs: for the commands that follow `up`, load_programs.

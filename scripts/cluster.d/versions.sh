@@ -11,13 +11,15 @@ choose_version() {
   KUBELET_FLAGS=()
   KUBELET_CONFIG="containerRuntimeEndpoint: unix://$BOX/run/containerd.sock"$'\n''failCgroupV1: false'
   PROXY_CONFIG='mode: nftables'
+  LACKS=() # what the newest has and this one does not: printed by `up`, and not checked by `selftest`
   case $VERSION in
   1.36 | 1.33) RELEASE=$(release_of "$VERSION") ;;
   1.20)
-    # The oldest peer: port-forward over SPDY alone, no ServiceCIDR objects, EndpointSlices v1beta1, no Pod Security admission.
     RELEASE=v1.20.2
+    LACKS=('port-forward by SPDY within WebSocket (since 1.31)' 'ServiceCIDR objects (since 1.33)'
+      'Pod Security admission (since 1.23): the namespace "locked" refuses no pod' 'kube-proxy with nftables (since 1.29): it has iptables')
     RUNTIME_PACKAGES=(containerd/bookworm containernetworking-plugins/bookworm runc/bookworm busybox-static/bookworm) # CRI v1alpha2
-    COREDNS_SOURCE=coredns-1.20
+    COREDNS_SOURCE=coredns-1.20 # the last that knows EndpointSlices v1beta1; v1 came with 1.21
     CONTAINERD_CONFIG=configure_containerd_1
     COMPONENT_FLAGS=(--feature-gates=IPv6DualStack=true)
     KUBELET_FLAGS=(--container-runtime=remote --container-runtime-endpoint="unix://$BOX/run/containerd.sock")
