@@ -116,7 +116,7 @@ pub struct ClusterArgs {
     #[arg(short, long, global = true, value_name = "NAME")]
     pub namespace: Option<String>,
 
-    /// How to reach the pod through the API server: auto, websocket or spdy
+    /// How to reach the pod through the API server: auto, websocket, spdy or v4
     #[arg(long, global = true, value_name = "WAY", default_value_t = Transport::Auto)]
     pub transport: Transport,
 

@@ -47,6 +47,7 @@ disabled_plugins = [
 [plugins.'io.containerd.grpc.v1.cri']
   stream_server_address = '127.0.0.1'
   stream_server_port = '0'
+  stream_idle_timeout = '${KSHUTTLE_BOX_STREAM_IDLE:-4h0m0s}' # containerd's own default
 TOML
 }
 
@@ -69,6 +70,7 @@ disabled_plugins = [
   enable_selinux = false
   stream_server_address = '127.0.0.1'
   stream_server_port = '0'
+  stream_idle_timeout = '${KSHUTTLE_BOX_STREAM_IDLE:-4h0m0s}'
   [plugins.'io.containerd.grpc.v1.cri'.containerd]
     snapshotter = 'overlayfs'
     default_runtime_name = 'runc'

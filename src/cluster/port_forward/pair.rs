@@ -103,6 +103,13 @@ impl Pair {
         self.local_fin = true;
     }
 
+    /// The connection was closed as planned, over a protocol where that is how both streams end.
+    pub(super) fn closed(&mut self) {
+        for half in [&mut self.data, &mut self.error] {
+            half.end = half.end.or(Some(End::Fin));
+        }
+    }
+
     /// The pod may still send; otherwise payload of the data stream is ignored, not delivered.
     pub(super) fn data_open(&self) -> bool {
         self.data.end.is_none()
