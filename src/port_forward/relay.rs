@@ -1,8 +1,8 @@
 //! One local connection and one stream to a pod's port joined: FIN as FIN, everything else as RST.
 //!
 //! The protocol has no half-close: the runtime closes the pod's socket at most 1 s after our FIN, whatever the pod still has
-//! to say. So the application's FIN is held back until both directions were quiet for [`QUIET`]: an answer that flows is
-//! not cut. What the application sent before the pod's first byte is kept ([`Sent`]), so that it can be sent to another pod
+//! to say. So the application's FIN is held back until both directions were quiet for [`QUIET`] or, when an answer flows,
+//! [`QUIET_IN_ANSWER`]: it is not cut. What the application sent before the pod's first byte is kept ([`Sent`]), so that it can be sent to another pod
 //! when this one turns out to have refused the connection.
 
 use std::io;
@@ -13,11 +13,19 @@ use bytes::Bytes;
 use kshuttle_wire::relay::{disarm, read_some, reset_by_peer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// The application's FIN waits until nothing went either way for this long. Longer than a round trip with one loss;
 /// a connection that is over stays open this much longer.
 const QUIET: Duration = Duration::from_millis(500);
+
+/// The same once an answer flows ([`ANSWER_FLOWS`]): it is over when the pod says so, and what is cut off here is lost without
+/// a sign. Longer than a busy machine or a bad network stalls.
+const QUIET_IN_ANSWER: Duration = Duration::from_secs(10);
+
+/// Bytes of the pod after the application's end that make an answer which flows: more than what was on its way already.
+const ANSWER_FLOWS: u64 = 1 << 20;
 
 /// After the pod's end and ours an application may keep its direction open for this long, as the kernel would let it
 /// (`tcp_fin_timeout`).
@@ -87,14 +95,24 @@ impl Sent {
 struct Common<'a> {
     sent: &'a mut Sent,
     last_byte: Instant,
+    /// Bytes of the pod since the application's end.
+    answer: u64,
 }
 
 impl Common<'_> {
-    fn answered(&mut self) {
+    fn answered(&mut self, length: usize) {
+        if self.sent.finished {
+            self.answer += length as u64;
+        }
         if !self.sent.answered {
             self.sent.answered = true;
             self.sent.forget();
         }
+    }
+
+    /// When it will have been quiet for long enough.
+    fn quiet_at(&self) -> Instant {
+        self.last_byte + if self.answer < ANSWER_FLOWS { QUIET } else { QUIET_IN_ANSWER }
     }
 }
 
@@ -108,7 +126,7 @@ pub(super) async fn relay(
     sent: &mut Sent,
 ) -> Result<(), RelayError> {
     let _ = socket.set_nodelay(true); // an optimisation; without it only small writes wait
-    let common = Mutex::new(Common { sent, last_byte: Instant::now() });
+    let common = Mutex::new(Common { sent, last_byte: Instant::now(), answer: 0 });
     let (from_pod, to_pod) = tokio::io::split(pod);
     let (read, mut to_socket) = socket.split();
     let read: &TcpStream = read.as_ref();
@@ -116,7 +134,8 @@ pub(super) async fn relay(
         let done = download(read, &mut to_socket, from_pod, &common).await;
         done.map(|()| Instant::now() + FIN_WAIT)
     };
-    let upload = upload(read, to_pod, &common);
+    let pod_ended = Notify::new();
+    let upload = upload(read, to_pod, &common, &pod_ended);
     let (mut download, mut upload) = (std::pin::pin!(download), std::pin::pin!(upload));
     let pod_closed = tokio::select! {
         uploaded = &mut upload => match uploaded {
@@ -134,6 +153,7 @@ pub(super) async fn relay(
         },
         downloaded = &mut download => downloaded?,
     };
+    pod_ended.notify_one();
     // What still comes goes nowhere: `upload` fails then, and the application is told by a reset.
     tokio::time::timeout_at(pod_closed, upload).await.unwrap_or(Ok(()))?;
     disarm(read);
@@ -145,6 +165,7 @@ async fn upload(
     socket: &TcpStream,
     mut pod: impl AsyncWrite + Unpin,
     common: &Mutex<Common<'_>>,
+    pod_ended: &Notify,
 ) -> Result<(), RelayError> {
     let again = lock(common).sent.kept.clone();
     for data in again {
@@ -162,11 +183,14 @@ async fn upload(
         pod.write_all(&data).await.map_err(RelayError::Pod)?;
     }
     loop {
-        let quiet_at = lock(common).last_byte + QUIET;
+        let quiet_at = lock(common).quiet_at();
         if quiet_at <= Instant::now() {
             break;
         }
-        tokio::time::sleep_until(quiet_at).await;
+        tokio::select! {
+            () = tokio::time::sleep_until(quiet_at) => {}
+            () = pod_ended.notified() => break, // nothing is left to be cut
+        }
     }
     pod.shutdown().await.map_err(RelayError::Pod)
 }
@@ -189,7 +213,7 @@ async fn download(
         if length == 0 {
             return write.shutdown().await.map_err(RelayError::Local);
         }
-        lock(common).answered();
+        lock(common).answered(length);
         write.write_all(&buffer[..length]).await.map_err(RelayError::Local)?;
         lock(common).last_byte = Instant::now();
     }
@@ -239,6 +263,26 @@ mod tests {
         application.read_to_end(&mut answer).await.unwrap();
         assert_eq!(answer, vec![7; 1_000_000]);
         assert_eq!(pod.read(&mut [0; 1]).await.unwrap(), 0, "the application's end, in its time");
+        relayed.await.unwrap().0.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_stalls_is_not_over() {
+        let (mut application, mut pod, relayed) = scene(Sent::default()).await;
+        application.write_all(b"ask").await.unwrap();
+        application.shutdown().await.unwrap();
+        pod.read_exact(&mut [0; 3]).await.unwrap();
+        let reading = tokio::spawn(async move {
+            let mut answer = Vec::new();
+            application.read_to_end(&mut answer).await.map(|_| answer.len())
+        });
+        pod.write_all(&vec![7; 10 << 20]).await.unwrap();
+        let end = tokio::time::timeout(QUIET * 3, pod.read(&mut [0; 1])).await;
+        assert!(end.is_err(), "the application's end came into the answer: {end:?}");
+        pod.write_all(&[7; 5]).await.unwrap();
+        pod.shutdown().await.unwrap();
+        assert_eq!(reading.await.unwrap().unwrap(), (10 << 20) + 5);
+        drop(pod);
         relayed.await.unwrap().0.unwrap();
     }
 
