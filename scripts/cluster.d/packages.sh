@@ -29,7 +29,11 @@ get_packages() {
   host=$(dpkg-query -W -f '${Package} ${Version} ${db:Status-Status}\n')
   RUNTIME=$CACHE/packages/runtime-$(key "${RUNTIME_PACKAGES[@]}")
   TOOLS=$CACHE/packages/tools-$(key "${TOOL_PACKAGES[@]}" "$suite" "$host" "$(declare -f link_alternatives unpack_merged)")
-  if [[ -d $RUNTIME && -d $TOOLS ]]; then return; fi
+  [[ -d $RUNTIME && -d $TOOLS ]] || with_lock_on_cache packages get_missing_packages "$suite"
+}
+
+get_missing_packages() {
+  local suite=$1
   private_apt "${suite:?this machine is not Debian-like: no VERSION_CODENAME in /etc/os-release}"
   if [[ ! -d $RUNTIME ]]; then unpack "$RUNTIME" download "${RUNTIME_PACKAGES[@]}"; fi
   if [[ ! -d $TOOLS ]]; then unpack "$TOOLS" resolve "${TOOL_PACKAGES[@]}"; fi

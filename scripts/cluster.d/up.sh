@@ -67,7 +67,7 @@ begin() {
 
 get_parts() {
   step packages 'commands this script needs' get_needed_commands
-  step packages packages with_lock_on_cache packages get_packages
+  step packages packages get_packages
   step build programs build_programs
   step images 'image archives' with_lock_on_cache images make_images
   write_programs
