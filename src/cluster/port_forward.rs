@@ -45,8 +45,8 @@ use thiserror::Error;
 
 pub(super) use self::negotiate::is_name;
 pub use self::{
-    channel::ChannelError, error::PortForwardError, spdy::SpdyError, stream::PortForwardStream,
-    websocket::WebSocketError,
+    channel::ChannelError, connection::STREAM_MEMORY_MAX, error::PortForwardError, spdy::SpdyError,
+    stream::PortForwardStream, websocket::WebSocketError,
 };
 
 /// From the request to the 101, all attempts together. Through proxies, to kubelet and runtime, with their dials.

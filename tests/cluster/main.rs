@@ -73,6 +73,7 @@ const BOX: &[Test] = tests! {
         a_reset_by_the_pod_is_a_reset,
         ends_are_clean_whoever_comes_first,
         left_downloads_leave_nothing_behind,
+        paused_readers_cost_bounded_memory_and_lose_nothing,
         a_pod_that_goes_ends_its_streams_and_is_not_found_then;
     runtime:
         replies_and_data_come_in_any_order,

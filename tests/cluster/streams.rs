@@ -1,9 +1,11 @@
 //! Single port-forward streams over each way the API server knows, through the real API server, kubelet and container
 //! runtime. `point N`: of the list in `docs/port-forward.md`.
 
+use std::time::Duration;
+
 use kshuttle::cluster::client::{Options, connect};
 use kshuttle::cluster::port_forward::{
-    Dialer, PortForwardError, PortForwardStream,
+    Dialer, PortForwardError, PortForwardStream, STREAM_MEMORY_MAX,
     Transport::{Auto, Spdy, V4, Websocket},
 };
 use kshuttle_test_support::http::sha256;
@@ -11,10 +13,15 @@ use kshuttle_test_support::kshuttle::{kubectl, program};
 use kshuttle_test_support::{pattern, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, split};
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 
+use crate::runtime::idle;
 use crate::scene::{OwnPod, Scene, administrator, apply, block_on, drain, minor, typed, with_bench};
 
 const MEBIBYTE: usize = 1 << 20;
+
+/// What port 7001 repeats.
+const PERIOD: usize = 256 << 10;
 
 const HTTP: u16 = 8080;
 const SOURCE: u16 = 7001;
@@ -220,6 +227,44 @@ pub(crate) fn left_downloads_leave_nothing_behind() {
         let more = resident().saturating_sub(before);
         println!("  {} KiB more in memory", more / 1024);
         assert!(more < 64 * MEBIBYTE, "{more} bytes more in memory");
+    });
+}
+
+/// Point 19: readers that pause, while the pod sends without end. What is read ahead is bounded, nothing is
+/// lost, and the pongs that wait behind the data are not missed.
+pub(crate) fn paused_readers_cost_bounded_memory_and_lose_nothing() {
+    const EACH: usize = 20;
+    /// Longer than silence is borne, and than the runtime's idle timer in CI.
+    const PAUSE: Duration = Duration::from_secs(35);
+    /// Beside the stream's own: TLS, HTTP, tasks.
+    const BESIDE: usize = MEBIBYTE;
+    with_bench(async |scene| {
+        let before = resident();
+        let mut streams = Vec::new();
+        // The old protocol knows no pings: a pause is idleness to its timer, of hours in the world and of seconds in CI.
+        let short = idle().is_some_and(|idle| idle < PAUSE);
+        for way in scene.ways().into_iter().filter(|way| *way != V4 || !short) {
+            for _ in 0..EACH {
+                let mut stream = scene.open(way, SOURCE).await;
+                within(stream.read_exact(&mut vec![0; MEBIBYTE])).await.unwrap();
+                streams.push(stream);
+            }
+        }
+        sleep(PAUSE).await;
+        let each = resident().saturating_sub(before) / streams.len();
+        println!("  {} KiB of memory each of {} paused streams", each / 1024, streams.len());
+        assert!(each < STREAM_MEMORY_MAX + BESIDE, "{each} bytes each");
+        let mut expected = vec![0; PERIOD];
+        within(streams[0].read_exact(&mut expected)).await.unwrap();
+        for mut stream in streams.into_iter().skip(1) {
+            for _ in 0..8 * MEBIBYTE / PERIOD {
+                let mut got = vec![0; PERIOD];
+                within(stream.read_exact(&mut got))
+                    .await
+                    .unwrap_or_else(|e| panic!("{}: {e:?}", stream.transport()));
+                assert!(got == expected, "{}: bytes were lost", stream.transport());
+            }
+        }
     });
 }
 

@@ -21,10 +21,8 @@ use tokio::{
     time::Instant,
 };
 
-#[cfg(test)]
-pub(super) use self::receive::BACKLOG;
 use self::receive::INBOX;
-pub(super) use self::receive::Sink;
+pub(super) use self::receive::{BACKLOG, Sink};
 use super::{
     PortForwardError, Transport,
     framing::Framing,
@@ -43,6 +41,11 @@ pub(super) const ERROR_WAIT: Duration = Duration::from_secs(2);
 pub(super) const HALF_CLOSED: Duration = Duration::from_secs(1);
 /// For our goodbye to leave. The peer is told as a courtesy; nobody waits for it.
 pub(super) const CLOSE_WAIT: Duration = Duration::from_secs(1);
+
+/// Most memory one stream takes for bytes, whoever stalls and whatever the peer says: what was read, what waits for the
+/// reader, what waits to be sent, the error's text. Socket and TLS have their own on top.
+pub const STREAM_MEMORY_MAX: usize =
+    INBOX + BACKLOG + Outbox::MEMORY_MAX + Pair::MEMORY_MAX + websocket::Decoder::MEMORY_MAX;
 
 /// See the module.
 pub(super) struct Connection<T> {
@@ -261,6 +264,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
         }
         self.io = None;
         Poll::Ready(())
+    }
+
+    /// What is allocated now, of [`STREAM_MEMORY_MAX`].
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn memory(&self) -> usize {
+        self.inbox.len()
+            + self.backlog.capacity()
+            + self.outbox.memory()
+            + self.pair.memory()
+            + self.envelope.as_ref().map_or(0, websocket::Decoder::memory)
     }
 
     fn lost(&mut self, error: io::Error) {

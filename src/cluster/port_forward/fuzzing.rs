@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    PortForwardError, Transport,
+    PortForwardError, STREAM_MEMORY_MAX, Transport,
     connection::{Connection, Sink},
     negotiate,
 };
@@ -112,6 +112,7 @@ fn play(transport: Transport, said: &[u8], seed: Option<u8>, shut_down: bool) ->
             let _ = connection.poll_fill(&mut cx, sink);
         }
         delivered.extend(buf.filled());
+        assert!(connection.memory() <= STREAM_MEMORY_MAX, "{} bytes of memory", connection.memory());
         if connection.poll_drain(&mut cx, &mut false).is_pending() {
             panic!("the server takes everything");
         }

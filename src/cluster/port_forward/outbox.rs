@@ -68,6 +68,14 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
+    /// Both messages, and a pong that waits.
+    pub(super) const MEMORY_MAX: usize = 2 * (MESSAGE + CONTROL_ROOM) + websocket::CONTROL_MAX;
+
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn memory(&self) -> usize {
+        self.current.capacity() + self.open.capacity() + self.pong.as_ref().map_or(0, Vec::capacity)
+    }
+
     pub(super) fn new(dialect: Dialect) -> Self {
         let buffer = || Vec::with_capacity(MESSAGE + CONTROL_ROOM);
         let mut open = buffer();

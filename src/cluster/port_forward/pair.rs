@@ -59,6 +59,14 @@ pub(super) struct Pair {
 }
 
 impl Pair {
+    /// The text, in a vector that grows by doubling.
+    pub(super) const MEMORY_MAX: usize = 2 * TEXT_MAX;
+
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn memory(&self) -> usize {
+        self.text.capacity()
+    }
+
     /// Frames of streams that are not ours or have ended are ignored: servers do send them after a reset.
     pub(super) fn on<'a>(&mut self, event: Event<'a>) -> Action<'a> {
         match event {

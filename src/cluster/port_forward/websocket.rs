@@ -11,7 +11,7 @@ use thiserror::Error;
 /// Bytes that must be free before a message's payload: 2 fixed, 2 length, 4 mask. Messages stay under 64 KiB.
 pub(super) const HEADER_MAX: usize = 8;
 /// Payload of a control frame (RFC 6455, section 5.5).
-const CONTROL_MAX: usize = 125;
+pub(super) const CONTROL_MAX: usize = 125;
 
 const FINAL: u8 = 0x80;
 const MASKED: u8 = 0x80;
@@ -80,6 +80,17 @@ impl Default for State {
 }
 
 impl Decoder {
+    /// A control frame's payload.
+    pub(super) const MEMORY_MAX: usize = CONTROL_MAX;
+
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn memory(&self) -> usize {
+        match &self.state {
+            State::Control { bytes, .. } => bytes.capacity(),
+            _ => 0,
+        }
+    }
+
     /// Takes envelope bytes from the front of `input`; returns how many, and what they announce.
     ///
     /// For [`Event::Payload`] nothing is taken: the bytes follow. No event means: call again with what follows.

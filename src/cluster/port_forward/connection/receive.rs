@@ -141,7 +141,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
                 Action::Nothing => {}
                 Action::Deliver(bytes) => match sink {
                     Sink::Reader(buf) => buf.put_slice(bytes),
-                    Sink::Backlog => self.backlog.extend(bytes),
+                    Sink::Backlog => keep(&mut self.backlog, bytes),
                 },
                 Action::Pong(id) => self.outbox.answer(id),
                 Action::Refuse(stream, status) => self.outbox.reset(stream, status),
@@ -161,6 +161,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
         }
         false
     }
+}
+
+/// Appends; grows by doubling, but never beyond [`BACKLOG`].
+fn keep(backlog: &mut VecDeque<u8>, bytes: &[u8]) {
+    let needed = backlog.len() + bytes.len();
+    if needed > backlog.capacity() {
+        let capacity = (2 * backlog.capacity()).min(BACKLOG).max(needed);
+        backlog.reserve_exact(capacity - backlog.len());
+    }
+    backlog.extend(bytes);
 }
 
 impl Sink<'_, '_> {

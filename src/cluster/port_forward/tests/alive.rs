@@ -18,6 +18,26 @@ async fn silence_ends_the_connection_in_time() {
     }
 }
 
+/// A server that answers no ping, and asks with one of its own or sends a byte within the time: nothing is missing.
+#[tokio::test(start_paused = true)]
+async fn any_frame_is_a_sign_of_life() {
+    for transport in [Spdy, Websocket] {
+        let (mut stream, _reader, mut writer) = open(transport);
+        writer.send(&[reply(3), reply(1)]).await;
+        let serve = async {
+            for frame in
+                [ping(2), data(3, b"x", false), ping(77), control(4, &words(&[0]))].iter().cycle().take(100)
+            {
+                sleep(DEAD_AFTER - PING_EVERY / 2).await;
+                writer.send(std::slice::from_ref(frame)).await;
+            }
+            writer.send(&[clean_end()]).await;
+        };
+        let ((bytes, end), ()) = tokio::join!(drain(&mut stream), serve);
+        assert_eq!((bytes.len(), end.is_ok()), (25, true), "{end:?}");
+    }
+}
+
 /// Also when nobody reads or writes: the driver alone keeps it, and finds out.
 #[tokio::test(start_paused = true)]
 async fn pongs_keep_an_idle_connection_whoever_reads() {
@@ -47,7 +67,7 @@ async fn pongs_keep_an_idle_connection_whoever_reads() {
 /// A reader that pauses for minutes: bounded memory, no loss, and the missing pongs are not held against the server.
 #[tokio::test(start_paused = true)]
 async fn a_paused_reader_loses_nothing() {
-    const TOTAL: usize = 20 * 1024 * 1024;
+    const TOTAL: usize = 100 * 1024 * 1024;
     for transport in [Spdy, Websocket] {
         let (mut stream, _reader, mut writer) = open(transport);
         let sent = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
