@@ -61,27 +61,26 @@ cgroupDriver: cgroupfs
 clusterDNS: [10.96.0.10]
 clusterDomain: cluster.local
 containerLogMaxSize: 1Mi
-containerRuntimeEndpoint: unix://$BOX/run/containerd.sock
 # A full disk is the machine's affair, and so are its images.
 evictionHard: {memory.available: "100Mi", nodefs.available: "0%", nodefs.inodesFree: "0%", imagefs.available: "0%"}
 imageGCHighThresholdPercent: 100
-failCgroupV1: false
 failSwapOn: false
 nodeStatusReportFrequency: 1s
 nodeStatusUpdateFrequency: 1s
 resolvConf: /etc/resolv.conf
 tlsCertFile: $BOX/pki/kubelet.crt
 tlsPrivateKeyFile: $BOX/pki/kubelet.key
+$KUBELET_CONFIG
 YAML
   cat >"$BOX/etc/proxy.yaml" <<YAML
 apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
-mode: nftables
 clusterCIDR: $POD_RANGES
 hostnameOverride: node
 clientConnection: {kubeconfig: $BOX/kubeconfig/proxy}
 # These limits are the machine's: leave them as they are.
 conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
+$PROXY_CONFIG
 YAML
 }
 
@@ -102,16 +101,17 @@ component_command() {
       --kubelet-preferred-address-types=InternalIP --service-account-issuer=https://kubernetes.default.svc
       --service-account-key-file="$pki/sa.pub" --service-account-signing-key-file="$pki/sa.key"
       --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction --allow-privileged=true
-      --enable-priority-and-fairness=false) ;;
+      --enable-priority-and-fairness=false "${COMPONENT_FLAGS[@]}") ;;
   controller-manager) # at the default client limits (20 requests/s) the Deployment controller starts five seconds later
     COMMAND=("$KUBE" kube-controller-manager --kubeconfig="$kubeconfig/controller-manager"
       --service-account-private-key-file="$pki/sa.key" --root-ca-file="$pki/ca.crt" --use-service-account-credentials=true
       --leader-elect=false --kube-api-qps=500 --kube-api-burst=500 --allocate-node-cidrs=true --cluster-cidr="$POD_RANGES"
-      --node-cidr-mask-size-ipv4=24 --node-cidr-mask-size-ipv6=64 --service-cluster-ip-range="$SERVICE_RANGES") ;;
+      --node-cidr-mask-size-ipv4=24 --node-cidr-mask-size-ipv6=64 --service-cluster-ip-range="$SERVICE_RANGES"
+      "${COMPONENT_FLAGS[@]}") ;;
   scheduler) COMMAND=("$KUBE" kube-scheduler --kubeconfig="$kubeconfig/scheduler" --leader-elect=false) ;;
   kubelet)
     COMMAND=("$KUBE" kubelet --config="$BOX/etc/kubelet.yaml" --kubeconfig="$kubeconfig/node" --hostname-override=node
-      --node-ip="$NODE_IP,fd00:250::2" --root-dir=/var/lib/kubelet --v=2) ;;
+      --node-ip="$NODE_IP,fd00:250::2" --root-dir=/var/lib/kubelet --v=2 "${KUBELET_FLAGS[@]}") ;;
   proxy) COMMAND=("$KUBE" kube-proxy --config="$BOX/etc/proxy.yaml" --v=2) ;;
   *) die "no component $1; see scripts/cluster help" ;;
   esac

@@ -125,7 +125,7 @@ check_limited() {
     # shellcheck disable=SC2086
     check_not "limited may not $verb" limited auth can-i $verb
   done
-  check 'locked refuses an ordinary pod' mentions 'violates PodSecurity' \
+  check_since 23 'locked refuses an ordinary pod' mentions 'violates PodSecurity' \
     limited run plain --image=kshuttle.test/bench:1 --restart=Never
   check 'locked takes a restricted pod' limited run fine --image=kshuttle.test/bench:1 --restart=Never --dry-run=server \
     --overrides='{"spec": {"securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},

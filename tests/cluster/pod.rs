@@ -201,7 +201,11 @@ pub(crate) fn refusals_name_what_is_missing() {
         assert!(matches!(error.api_error(), Some(ApiError::NoNamespace(_))), "{error:?}");
         let error = create(&cluster, &options(delivered(), RunAs::Default), |_| {}).await.unwrap_err();
         assert!(matches!(error.api_error(), Some(ApiError::NoNamespace(_))), "{error:?}");
+    });
+}
 
+pub(crate) fn a_policys_refusal_is_told() {
+    block_on(async {
         let cluster = administrator("locked").await;
         let error = create(&cluster, &options(delivered(), RunAs::Uid(0)), |_| {}).await.unwrap_err();
         println!("{}", error.api_error().unwrap());
