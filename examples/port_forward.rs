@@ -1,7 +1,7 @@
 //! Checks and measures the port-forward client against the bench pod of a real cluster (`scripts/cluster`).
 //!
 //! ```text
-//! port_forward NAMESPACE POD auto|websocket|spdy [MEBIBYTES]    through our client
+//! port_forward NAMESPACE POD auto|websocket|spdy|v4 [MEBIBYTES]    through our client
 //! port_forward NAMESPACE POD tcp [MEBIBYTES]                    through `kubectl port-forward`, same port numbers
 //! ```
 //!

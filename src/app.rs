@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 
 use self::keeper::Keeper;
 use crate::addr::Subnet;
-use crate::cli::{ClusterArgs, PortForwardArgs, RedirectArgs, SocksArgs};
+use crate::cli::{ClusterArgs, PodArgs, PortForwardArgs, RedirectArgs, SocksArgs};
 use crate::cluster::client::{self, Cluster};
 use crate::cluster::subnets;
 use crate::port_forward::{self, Wanted};
@@ -33,7 +33,7 @@ use crate::tunnel::pool::Pool;
 pub async fn redirect(cluster: &ClusterArgs, args: &RedirectArgs, helper: Starting) -> anyhow::Result<()> {
     run(async |parts: &mut Parts, steps: &mut Steps| {
         parts.helper = Some(helper.hello().await?);
-        let cluster = parts.open_tunnel(cluster, steps).await?;
+        let cluster = parts.open_tunnel(cluster, &args.pod, steps).await?;
         let ranges = ranges(&cluster, &args.subnets, steps).await?;
         parts.redirect(&cluster, ranges, &args.exclude, steps).await?;
         steps.ready("Ctrl-C ends it");
@@ -50,7 +50,7 @@ pub async fn socks(cluster: &ClusterArgs, args: &SocksArgs) -> anyhow::Result<()
     run(async |parts: &mut Parts, steps: &mut Steps| {
         // Before anything else: the commonest mistake is a port that is taken.
         let listener = proxy::listen(args.listen).with_context(|| format!("listen on {}", args.listen))?;
-        parts.open_tunnel(cluster, steps).await?;
+        parts.open_tunnel(cluster, &args.pod, steps).await?;
         let address = listener.local_addr().context("ask for the port")?;
         let (connections, tunnel) = (parts.connections.clone(), parts.tunnel()?);
         parts.listeners.spawn(async move { socks::serve(listener, &connections, tunnel).await });
@@ -114,9 +114,14 @@ struct Parts {
 }
 
 impl Parts {
-    async fn open_tunnel(&mut self, args: &ClusterArgs, steps: &mut Steps) -> anyhow::Result<Cluster> {
+    async fn open_tunnel(
+        &mut self,
+        args: &ClusterArgs,
+        pod: &PodArgs,
+        steps: &mut Steps,
+    ) -> anyhow::Result<Cluster> {
         let cluster = connect_cluster(args, steps).await?;
-        self.keeper.insert(Keeper::new(cluster.clone(), args)?).start(steps).await?;
+        self.keeper.insert(Keeper::new(cluster.clone(), args.transport, pod)?).start(steps).await?;
         Ok(cluster)
     }
 
@@ -215,6 +220,8 @@ async fn connect_cluster(args: &ClusterArgs, steps: &mut Steps) -> anyhow::Resul
         kubeconfig: args.kubeconfig.clone(),
         context: args.context.clone(),
         namespace: args.namespace.clone(),
+        as_user: args.as_user.clone(),
+        as_groups: args.as_groups.clone(),
     };
     let cluster = client::connect(&options).await?;
     steps.done("cluster", format_args!("{}, namespace {}", cluster.server(), cluster.namespace()));

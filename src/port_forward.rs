@@ -115,7 +115,7 @@ pub async fn start(
         listeners.extend(listen_on(&wanted.addresses, local)?.into_iter().map(|listener| (index, listener)));
     }
     let transport = dialer
-        .probe(&found.pod)
+        .probe(&found.pod, found.ports[0].pod)
         .await
         .map_err(|source| ForwardingError::Probe { pod: found.pod.clone(), source })?;
     steps.done("pod", format_args!("{} over {transport}", found.pod));

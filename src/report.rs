@@ -154,9 +154,7 @@ fn exit_code(cause: &(dyn StdError + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<Arc<TargetError>>() {
         return target_exit_code(error);
     }
-    if let Some(PortForwardError::Unauthorized { .. } | PortForwardError::Forbidden { .. }) =
-        cause.downcast_ref()
-    {
+    if cause.downcast_ref().is_some_and(PortForwardError::is_denied) {
         return Some(exit::NOT_PERMITTED);
     }
     None
@@ -203,7 +201,7 @@ fn hint(cause: &(dyn StdError + 'static)) -> Option<String> {
             _ => return None,
         });
     }
-    if let Some(PortForwardError::Forbidden { .. }) = cause.downcast_ref() {
+    if cause.downcast_ref().is_some_and(PortForwardError::is_forbidden) {
         return Some(FORWARD_RIGHTS.into());
     }
     if let Some(role) = cause.downcast_ref::<PodError>().and_then(PodError::role_yaml) {
@@ -229,4 +227,40 @@ fn hint(cause: &(dyn StdError + 'static)) -> Option<String> {
         });
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::port_forward::Transport;
+
+    fn server() -> PortForwardError {
+        PortForwardError::Server { status: 502, message: "Bad Gateway".into(), reason: String::new() }
+    }
+
+    fn forbidden() -> PortForwardError {
+        PortForwardError::Forbidden { message: "cannot get".into(), verb: "get" }
+    }
+
+    fn refusals(error: PortForwardError, other: PortForwardError) -> PortForwardError {
+        let others = vec![(Transport::Websocket, other)];
+        PortForwardError::Refusals { way: Transport::Spdy, error: Box::new(error), others }
+    }
+
+    /// As `port-forward` reports it: below the error of the command.
+    fn told(source: PortForwardError) -> (Option<u8>, Option<String>) {
+        let error = anyhow::Error::new(ForwardingError::Probe { pod: "p".into(), source }).context("start");
+        (error.chain().find_map(exit_code), error.chain().find_map(hint))
+    }
+
+    #[test]
+    fn a_missing_right_is_found_in_whichever_way_it_was_told() {
+        for denied in [forbidden(), refusals(forbidden(), server()), refusals(server(), forbidden())] {
+            let words = denied.to_string();
+            assert_eq!(told(denied), (Some(exit::NOT_PERMITTED), Some(FORWARD_RIGHTS.to_owned())), "{words}");
+        }
+        let unauthorized = PortForwardError::Unauthorized { message: "expired".into() };
+        assert_eq!(told(unauthorized), (Some(exit::NOT_PERMITTED), None));
+        assert_eq!(told(refusals(server(), server())), (None, None));
+    }
 }

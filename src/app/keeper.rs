@@ -12,11 +12,11 @@ use futures::FutureExt;
 use tokio::time::Instant;
 
 use super::{owner, session_name};
-use crate::cli::ClusterArgs;
+use crate::cli::PodArgs;
 use crate::cluster::api_error::ApiError;
 use crate::cluster::client::Cluster;
 use crate::cluster::delivery::Payload;
-use crate::cluster::port_forward::{Dialer, PortForwardError};
+use crate::cluster::port_forward::{Dialer, PortForwardError, Transport};
 use crate::cluster::sshd_pod::wait::StartFailure;
 use crate::cluster::sshd_pod::{self, PodError, PodOptions, Program, RunAs, SshdPod};
 use crate::report::{Steps, chain};
@@ -43,7 +43,7 @@ const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
 pub(super) struct Keeper {
     cluster: Cluster,
     dialer: Dialer,
-    args: ClusterArgs,
+    args: PodArgs,
     identity: Identity,
     pool: Pool,
     pod: Option<SshdPod>,
@@ -51,9 +51,9 @@ pub(super) struct Keeper {
 
 impl Keeper {
     /// Nothing is started yet, but connections are held already.
-    pub(super) fn new(cluster: Cluster, args: &ClusterArgs) -> anyhow::Result<Self> {
+    pub(super) fn new(cluster: Cluster, transport: Transport, args: &PodArgs) -> anyhow::Result<Self> {
         Ok(Self {
-            dialer: Dialer::new(cluster.client().clone(), cluster.namespace(), args.transport),
+            dialer: Dialer::new(cluster.client().clone(), cluster.namespace(), transport),
             cluster,
             args: args.clone(),
             identity: Identity::generate().context("make this session's key")?,
@@ -133,10 +133,7 @@ impl Keeper {
         let Some(pod) = self.pod else { return };
         match pod.delete().await {
             Ok(()) => steps.done("pod", "deleted"),
-            Err(error) => steps.say(format_args!(
-                "warning: {}; it ends by itself when its idle time is over",
-                chain(&error)
-            )),
+            Err(error) => steps.say(format_args!("warning: {}", chain(&error))),
         }
     }
 
@@ -181,12 +178,7 @@ fn route(dialer: &Dialer, pod: &SshdPod, identity: &Identity, host_key: &HostKey
             match dialer.open(&name, sshd_pod::LISTEN_PORT).await {
                 Ok(stream) => Ok(Dialed { way: stream.transport().to_string(), stream: Box::new(stream) }),
                 Err(error) => {
-                    let lasting = matches!(
-                        error,
-                        PortForwardError::Unauthorized { .. }
-                            | PortForwardError::Forbidden { .. }
-                            | PortForwardError::NotFound { .. }
-                    );
+                    let lasting = error.is_denied() || matches!(error, PortForwardError::NotFound { .. });
                     Err(DialError { cause: Arc::new(error), lasting })
                 }
             }

@@ -3,17 +3,23 @@
 //! ```text
 //!  Dialer::open ─ negotiate ─ 101 ─▶ PortForwardStream (stream.rs: poll functions, driver task)
 //!                                      └ connection.rs   I/O, buffers, deadlines, verdict
-//!                                          ├ websocket.rs  envelope (one of two ways)
-//!                                          ├ spdy.rs       frames
+//!                                          ├ websocket.rs  envelope (two of three ways)
+//!                                          ├ framing.rs    spdy.rs: frames; channel.rs: the old protocol's channels
 //!                                          ├ pair.rs       what the frames of our two streams mean
+//!                                          ├ liveness.rs   pings, silence, a machine that slept
 //!                                          └ outbox.rs     frames gathered into messages
 //! ```
 //!
 //! One upgraded connection carries one data stream and its error stream: a connection is one head-of-line domain in the
 //! container runtime, so a second pair in it would wait for the first. What is on the wire: `docs/port-forward.md`.
 
+mod channel;
 mod connection;
 mod error;
+mod framing;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
+mod liveness;
 mod negotiate;
 mod outbox;
 mod pair;
@@ -39,34 +45,38 @@ use thiserror::Error;
 
 pub(super) use self::negotiate::is_name;
 pub use self::{
-    error::PortForwardError, spdy::SpdyError, stream::PortForwardStream, websocket::WebSocketError,
+    channel::ChannelError, connection::STREAM_MEMORY_MAX, error::PortForwardError, spdy::SpdyError,
+    stream::PortForwardStream, websocket::WebSocketError,
 };
 
-/// From the request to the 101, both attempts together. Through proxies, to kubelet and runtime, with their dials.
+/// From the request to the 101, all attempts together. Through proxies, to kubelet and runtime, with their dials.
 const HANDSHAKE_WAIT: Duration = Duration::from_secs(30);
 
-/// How to ask the API server for the upgrade; the bytes inside are SPDY/3.1 both ways.
+/// How to ask the API server for the upgrade, and what is spoken then.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Transport {
-    /// WebSocket, then SPDY when WebSocket is refused; what worked is remembered.
+    /// WebSocket, then SPDY when WebSocket is refused, then v4; what worked is remembered.
     #[default]
     Auto,
-    /// `GET` with `Upgrade: websocket`: passes most proxies; API servers from 1.31 on.
+    /// `GET` with `Upgrade: websocket`, SPDY/3.1 inside: passes most proxies; API servers from 1.31 on.
     Websocket,
     /// `POST` with `Upgrade: SPDY/3.1`: all API servers, few proxies.
     Spdy,
+    /// `GET` with `Upgrade: websocket` and the old subprotocol `v4.channel.k8s.io`: all API servers, most proxies, but
+    /// nothing keeps it open over 4 hours without data.
+    V4,
 }
 
-/// Not one of `auto`, `websocket`, `spdy`.
+/// Not one of `auto`, `websocket`, `spdy`, `v4`.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("unknown transport {0:?}: expected auto, websocket or spdy")]
+#[error("unknown transport {0:?}: expected auto, websocket, spdy or v4")]
 pub struct UnknownTransport(String);
 
 impl FromStr for Transport {
     type Err = UnknownTransport;
 
     fn from_str(text: &str) -> Result<Self, UnknownTransport> {
-        [Transport::Auto, Transport::Websocket, Transport::Spdy]
+        [Transport::Auto, Transport::Websocket, Transport::Spdy, Transport::V4]
             .into_iter()
             .find(|transport| transport.name() == text)
             .ok_or_else(|| UnknownTransport(text.to_owned()))
@@ -85,6 +95,7 @@ impl Transport {
             Transport::Auto => "auto",
             Transport::Websocket => "websocket",
             Transport::Spdy => "spdy",
+            Transport::V4 => "v4",
         }
     }
 }
@@ -110,52 +121,58 @@ impl Dialer {
     /// Asks for the upgrade; the stream's data may be written at once. Whether anything listens on `port` shows only
     /// when reading. Takes at most 30 s; must be called within a tokio runtime. Safe to cancel.
     pub async fn open(&self, pod: &str, port: u16) -> Result<PortForwardStream, PortForwardError> {
-        let (transport, io) = self.upgrade(pod).await?;
+        let (transport, io) = self.upgrade(pod, port).await?;
         tracing::debug!(pod, port, %transport, "port-forward open");
         Ok(PortForwardStream::start(io, transport, port))
     }
 
-    /// Asks for the upgrade and leaves at once, without touching any port of the pod: whether we may, and which way
-    /// works. Takes at most 30 s. Safe to cancel.
+    /// Asks for the upgrade and leaves at once: whether we may, and which way works. No port of the pod is touched, except
+    /// over v4, where the upgrade itself connects to `port`. Takes at most 30 s. Safe to cancel.
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub async fn probe(&self, pod: &str) -> Result<Transport, PortForwardError> {
-        Ok(self.upgrade(pod).await?.0)
+    pub async fn probe(&self, pod: &str, port: u16) -> Result<Transport, PortForwardError> {
+        Ok(self.upgrade(pod, port).await?.0)
     }
 
-    async fn upgrade(&self, pod: &str) -> Result<(Transport, TokioIo<Upgraded>), PortForwardError> {
+    async fn upgrade(
+        &self,
+        pod: &str,
+        port: u16,
+    ) -> Result<(Transport, TokioIo<Upgraded>), PortForwardError> {
         let path = negotiate::path(&self.namespace, pod)?;
-        let handshake = async {
-            let first = match self.transport {
-                Transport::Auto => self.works.get(),
-                forced => return Ok((forced, negotiate::upgrade(&self.client, &path, forced).await?)),
-            };
-            match negotiate::upgrade(&self.client, &path, first).await {
-                Ok(io) => Ok((first, io)),
-                Err(error) if !negotiate::worth_the_other_way(&error) => Err(error),
-                Err(refused) => {
-                    let second = other(first);
-                    tracing::debug!(%first, %second, %refused, "port-forward refused, trying the other way");
-                    match negotiate::upgrade(&self.client, &path, second).await {
-                        Ok(io) => Ok((second, io)),
-                        Err(error) => Err(negotiate::both(first, refused, error)),
-                    }
-                }
-            }
+        let ways = match self.transport {
+            Transport::Auto => negotiate::ways(self.works.get()),
+            ref forced => std::slice::from_ref(forced),
         };
-        let (transport, io) = tokio::time::timeout(HANDSHAKE_WAIT, handshake)
+        let (transport, io) = tokio::time::timeout(HANDSHAKE_WAIT, self.handshake(&path, port, ways))
             .await
             .unwrap_or(Err(PortForwardError::Timeout { after: HANDSHAKE_WAIT }))?;
         self.works.set(transport);
         Ok((transport, io))
     }
-}
 
-fn other(transport: Transport) -> Transport {
-    match transport {
-        Transport::Spdy => Transport::Websocket,
-        _ => Transport::Spdy,
+    /// Tries these ways in turn, as long as the answers leave hope.
+    async fn handshake(
+        &self,
+        path: &str,
+        port: u16,
+        ways: &[Transport],
+    ) -> Result<(Transport, TokioIo<Upgraded>), PortForwardError> {
+        let mut refused = Vec::new();
+        for &way in ways {
+            if !negotiate::worth_trying(way, &refused) {
+                continue;
+            }
+            match negotiate::upgrade(&self.client, path, port, way).await {
+                Ok(io) => return Ok((way, io)),
+                Err(error) => {
+                    tracing::debug!(%way, %error, "port-forward refused");
+                    refused.push((way, error));
+                }
+            }
+        }
+        Err(negotiate::summary(refused))
     }
 }
 
@@ -165,10 +182,19 @@ struct Works(AtomicU8);
 
 impl Works {
     fn get(&self) -> Transport {
-        if self.0.load(Ordering::Relaxed) == 0 { Transport::Websocket } else { Transport::Spdy }
+        match self.0.load(Ordering::Relaxed) {
+            0 => Transport::Websocket,
+            1 => Transport::Spdy,
+            _ => Transport::V4,
+        }
     }
 
     fn set(&self, transport: Transport) {
-        self.0.store(u8::from(transport == Transport::Spdy), Ordering::Relaxed);
+        let number = match transport {
+            Transport::Auto | Transport::Websocket => 0,
+            Transport::Spdy => 1,
+            Transport::V4 => 2,
+        };
+        self.0.store(number, Ordering::Relaxed);
     }
 }

@@ -116,7 +116,9 @@ fn is_final(error: &PortForwardError) -> bool {
         | PortForwardError::Unauthorized { .. }
         | PortForwardError::Forbidden { .. }
         | PortForwardError::BadUpgrade(_) => true,
-        PortForwardError::Both { spdy, websocket } => is_final(spdy) && is_final(websocket),
+        PortForwardError::Refusals { error, others, .. } => {
+            is_final(error) && others.iter().all(|(_, error)| is_final(error))
+        }
         _ => false,
     }
 }

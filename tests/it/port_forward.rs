@@ -18,6 +18,7 @@ use tokio::{
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
+const CHANNELS: &str = "v4.channel.k8s.io";
 
 /// What the server does with one request.
 #[derive(Clone)]
@@ -70,7 +71,7 @@ async fn serve(
         head.push(byte);
     }
     let head = String::from_utf8(head).unwrap();
-    let websocket = head.starts_with("GET");
+    let (websocket, channels) = (head.starts_with("GET"), head.contains(CHANNELS));
     report.send(head.clone()).unwrap();
     let answer = answers.lock().unwrap().pop_front().expect("no more requests than answers");
     let (text, by_byte) = match answer {
@@ -86,6 +87,7 @@ async fn serve(
             while socket.read_u8().await.is_ok() {}
             return;
         }
+        Answer::Upgrade if channels => (websocket_head().replace(TUNNEL, CHANNELS), false),
         Answer::Upgrade => (if websocket { websocket_head() } else { spdy_head() }, false),
         Answer::Head { head, by_byte } => (head, by_byte),
     };
@@ -97,10 +99,15 @@ async fn serve(
         \x80\x03\x00\x02\x00\x00\x00\x04\x00\x00\x00\x01\
         \x00\x00\x00\x03\x01\x00\x00\x05hello\x00\x00\x00\x01\x01\x00\x00\x00";
     let mut bytes = text.into_bytes();
-    if websocket {
-        bytes.extend([0x82, frames.len() as u8]);
+    // In the same segment as the 101:
+    if channels {
+        bytes.extend(b"\x82\x03\x00\x40\x1f\x82\x03\x01\x40\x1f\x82\x06\x00hello\x88\x02\x03\xe8");
+    } else {
+        if websocket {
+            bytes.extend([0x82, frames.len() as u8]);
+        }
+        bytes.extend(frames);
     }
-    bytes.extend(frames); // in the same segment as the 101
     if by_byte {
         socket.set_nodelay(true).unwrap();
         for byte in bytes {
@@ -159,11 +166,12 @@ impl Api {
         Ok((stream.transport(), bytes))
     }
 
-    /// First lines of all requests so far.
+    /// Methods of all requests so far, those for the old protocol marked.
     fn asked(&mut self) -> Vec<String> {
         let mut lines = Vec::new();
         while let Ok(head) = self.requests.try_recv() {
-            lines.push(head.split(' ').next().unwrap().to_owned());
+            let old = if head.contains(CHANNELS) { " v4" } else { "" };
+            lines.push(format!("{}{old}", head.split(' ').next().unwrap()));
         }
         lines
     }
@@ -204,6 +212,23 @@ async fn the_spdy_request() {
 }
 
 #[tokio::test]
+async fn the_request_of_the_old_protocol() {
+    let mut api = api(Transport::V4, [Answer::Upgrade]).await;
+    assert_eq!(api.run().await.unwrap(), (Transport::V4, b"hello".to_vec()));
+    let head = api.requests.recv().await.unwrap();
+    let line = "GET /api/v1/namespaces/ns/pods/pod/portforward?ports=8000 HTTP/1.1\r\n";
+    assert!(head.starts_with(line), "{head}");
+    for (name, value) in [
+        ("connection", "Upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-protocol", CHANNELS),
+    ] {
+        assert_eq!(header(&head, name), value, "{name}");
+    }
+}
+
+#[tokio::test]
 async fn answers_in_any_spelling_and_split() {
     let spellings = [
         (Transport::Websocket, websocket_head()),
@@ -233,6 +258,7 @@ async fn wrong_upgrades_are_refused() {
         (Transport::Websocket, websocket.replace(TUNNEL, "v4.channel.k8s.io")),
         (Transport::Websocket, websocket.replace(&format!("Sec-WebSocket-Protocol: {TUNNEL}\r\n"), "")),
         (Transport::Websocket, websocket.replace("Upgrade: websocket", "Upgrade: h2c")),
+        (Transport::V4, websocket_head()),
         (Transport::Spdy, spdy_head().replace("portforward.k8s.io", "v4.channel.k8s.io")),
         (Transport::Spdy, spdy_head().replace("SPDY/3.1", "websocket")),
     ];
@@ -315,22 +341,75 @@ async fn both_refusals_are_kept() {
     let mut api = api(Transport::Auto, answers).await;
     let error = api.run().await.unwrap_err();
     assert_eq!(api.asked(), ["GET", "POST"]);
-    let PortForwardError::Both { spdy, websocket } = error else { panic!("{error:?}") };
+    let text = error.to_string();
+    let PortForwardError::Refusals { way: Transport::Spdy, error: spdy, others } = error else {
+        panic!("{error:?}")
+    };
+    assert!(
+        text.contains("over websocket before that (not permitted") && text.contains("cannot get"),
+        "{text}"
+    );
+    let [(Transport::Websocket, websocket)] = &others[..] else { panic!("{others:?}") };
     let parts = |error: &PortForwardError| match error {
         PortForwardError::Forbidden { message, verb } => (message.clone(), *verb),
         other => panic!("{other:?}"),
     };
     assert_eq!(parts(&spdy), ("cannot create".to_owned(), "create"));
-    assert_eq!(parts(&websocket), ("cannot get".to_owned(), "get"));
+    assert_eq!(parts(websocket), ("cannot get".to_owned(), "get"));
+}
+
+/// An old API server behind a proxy that does not let SPDY through.
+#[tokio::test]
+async fn the_old_protocol_is_the_third_way_and_remembered() {
+    let kubelet = || http("400 Bad Request", "", "query parameter \"port\" is required");
+    let proxies = [
+        http("502 Bad Gateway", "Content-Type: text/html\r\n", "<h1>502 Bad Gateway</h1>"),
+        http("501 Not Implemented", "", ""),
+        http("403 Forbidden", "", "upgrade_failed"),
+        status("403 Forbidden", "Forbidden", "cannot create resource pods/portforward"),
+        Answer::Cut,
+    ];
+    for proxy in proxies {
+        let mut api = api(Transport::Auto, [kubelet(), proxy, Answer::Upgrade, Answer::Upgrade]).await;
+        assert_eq!(api.run().await.unwrap(), (Transport::V4, b"hello".to_vec()));
+        assert_eq!(api.asked(), ["GET", "POST", "GET v4"]);
+        assert_eq!(api.run().await.unwrap().0, Transport::V4);
+        assert_eq!(api.asked(), ["GET v4"]);
+    }
+    let api = api(Transport::Auto, [kubelet(), kubelet(), http("501 No", "", "")]).await;
+    let error = api.run().await.unwrap_err();
+    let PortForwardError::Refusals { way: Transport::Spdy, others, .. } = error else { panic!("{error:?}") };
+    let ways: Vec<_> = others.iter().map(|(way, _)| *way).collect();
+    assert_eq!(ways, [Transport::Websocket, Transport::V4]);
+}
+
+/// What Kubernetes itself says to one kind of WebSocket it would say to the other.
+#[tokio::test]
+async fn the_old_protocol_is_not_tried_against_the_clusters_word() {
+    let last_words = [
+        (status("403 Forbidden", "Forbidden", "cannot get"), http("501 Not Implemented", "", "")),
+        (status("500 Oops", "InternalError", "error dialing backend"), http("501 Not Implemented", "", "")),
+        (http("501 Not Implemented", "", ""), status("401 Unauthorized", "Unauthorized", "Unauthorized")),
+        (http("501 Not Implemented", "", ""), status("404 Not Found", "NotFound", "pods x not found")),
+        (http("501 Not Implemented", "", ""), http("429 Too Many Requests", "", "")),
+        (http("501 Not Implemented", "", ""), http("503 Service Unavailable", "", "")),
+    ];
+    for (websocket, spdy) in last_words {
+        let mut api = api(Transport::Auto, [websocket, spdy]).await;
+        api.run().await.unwrap_err();
+        assert_eq!(api.asked(), ["GET", "POST"]);
+    }
 }
 
 #[tokio::test]
 async fn forced_ways_do_not_fall_back() {
-    for (transport, method) in [(Transport::Websocket, "GET"), (Transport::Spdy, "POST")] {
+    for (transport, method) in
+        [(Transport::Websocket, "GET"), (Transport::Spdy, "POST"), (Transport::V4, "GET v4")]
+    {
         let mut api = api(transport, [http("400 Bad Request", "", "no")]).await;
         let error = api.run().await.unwrap_err();
         assert!(
-            matches!(&error, PortForwardError::Server { status: 400, message } if message == "no"),
+            matches!(&error, PortForwardError::Server { status: 400, message, .. } if message == "no"),
             "{error:?}"
         );
         assert_eq!(api.asked(), [method]);
@@ -367,6 +446,37 @@ async fn nobody_there_is_not_a_reason_to_try_the_other_way() {
     assert!(matches!(error, PortForwardError::Dial(_)), "{error:?}");
 }
 
+/// TLS that fails says nothing about the way: garbage, an alert (handshake_failure), and a cut in the middle.
+#[tokio::test]
+async fn a_failed_tls_handshake_is_not_a_reason_to_try_the_other_way() {
+    let answers: [&[u8]; 3] = [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x15\x03\x03\x00\x02\x02\x28", b""];
+    for answer in answers {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let connections = Arc::new(Mutex::new(0));
+        let count = connections.clone();
+        tokio::spawn(async move {
+            loop {
+                let (mut socket, _) = listener.accept().await.unwrap();
+                *count.lock().unwrap() += 1;
+                let hello = socket.read_u8().await.unwrap();
+                assert_eq!(hello, 0x16, "a TLS handshake record");
+                socket.write_all(answer).await.unwrap();
+                let _ = socket.shutdown().await;
+                while socket.read_u8().await.is_ok() {}
+            }
+        });
+        let mut config = kube::Config::new(format!("https://{address}").parse().unwrap());
+        config.default_retry = false;
+        config.proxy_url = None;
+        config.root_cert = Some(Vec::new()); // it never comes to certificates
+        let dialer = Dialer::new(kube::Client::try_from(config).unwrap(), "ns", Transport::Auto);
+        let error = dialer.open("pod", 1).await.unwrap_err();
+        assert!(matches!(error, PortForwardError::Dial(_)), "{error:?}");
+        assert_eq!(*connections.lock().unwrap(), 1, "after {answer:02x?}");
+    }
+}
+
 #[tokio::test]
 async fn a_server_that_never_answers_is_given_up() {
     let mut api = api(Transport::Auto, [Answer::Silence]).await;
@@ -379,7 +489,7 @@ async fn a_server_that_never_answers_is_given_up() {
 
 #[test]
 fn transports_by_name() {
-    for name in ["auto", "websocket", "spdy"] {
+    for name in ["auto", "websocket", "spdy", "v4"] {
         assert_eq!(name.parse::<Transport>().unwrap().to_string(), name);
     }
     assert!("quic".parse::<Transport>().is_err());

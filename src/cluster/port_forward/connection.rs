@@ -4,49 +4,48 @@
 //! Reading goes socket → `inbox` → (envelope and frames unwrapped in place) → the reader's buffer: one copy. Only
 //! when the driver reads ahead for a reader that does not come, payload waits in `backlog`.
 
+mod receive;
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::VecDeque,
     io,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite},
     time::Instant,
 };
 
+use self::receive::INBOX;
+pub(super) use self::receive::{BACKLOG, Sink};
 use super::{
     PortForwardError, Transport,
-    outbox::{Envelope, Outbox},
-    pair::{Action, DATA_STREAM, ERROR_STREAM, Pair},
-    spdy::{self, FIN, HeaderBlocks},
-    websocket::{self, MaskKeys},
+    framing::Framing,
+    liveness::Liveness,
+    outbox::{Dialect, Outbox},
+    pair::Pair,
+    spdy, websocket,
 };
 
-/// Bytes read from the connection at once: two of the 32 KiB copies the way is made of.
-const INBOX: usize = 64 * 1024;
-/// Payload kept for a reader that does not come, bytes. Enough that pongs and resets behind a paused reader's
-/// data are still seen; beyond it TCP holds the pod back, which is right with one data stream per connection.
-pub(super) const BACKLOG: usize = 1024 * 1024;
-/// A PING this often: moves every idle timer on the way (load balancers from 60 s, the runtime's own), and its absence
-/// is the only sign of a backend that left behind an API server's tunnel. client-go has the same period.
-pub(super) const PING_EVERY: Duration = Duration::from_secs(10);
-/// Dead after this long without a byte: three pings lost. Longer than any pause the server makes under load.
-pub(super) const DEAD_AFTER: Duration = Duration::from_secs(30);
 /// For both SYN_REPLYs; client-go's and the server's own limit is 30 s as well.
 pub(super) const STREAM_WAIT: Duration = Duration::from_secs(30);
 /// For the error stream after the data stream ended, or the reverse: the runtime closes within 1 s.
 pub(super) const ERROR_WAIT: Duration = Duration::from_secs(2);
+/// Over channels, which have no half-close: how long after our end the pod may still answer before we close, counted
+/// from the last byte. The runtime gives it as long after SPDY's FIN.
+pub(super) const HALF_CLOSED: Duration = Duration::from_secs(1);
 /// For our goodbye to leave. The peer is told as a courtesy; nobody waits for it.
 pub(super) const CLOSE_WAIT: Duration = Duration::from_secs(1);
 
-/// Where delivered payload goes.
-pub(super) enum Sink<'a, 'b> {
-    Reader(&'a mut ReadBuf<'b>),
-    Backlog,
-}
+/// Most memory one stream takes for bytes, whoever stalls and whatever the peer says: what was read, what waits for the
+/// reader, what waits to be sent, the error's text. Socket and TLS have their own on top.
+pub const STREAM_MEMORY_MAX: usize =
+    INBOX + BACKLOG + Outbox::MEMORY_MAX + Pair::MEMORY_MAX + websocket::Decoder::MEMORY_MAX;
 
 /// See the module.
 pub(super) struct Connection<T> {
@@ -56,7 +55,7 @@ pub(super) struct Connection<T> {
     head: usize,
     tail: usize,
     envelope: Option<websocket::Decoder>,
-    frames: spdy::Decoder,
+    framing: Framing,
     pair: Pair,
     backlog: VecDeque<u8>,
 
@@ -68,11 +67,11 @@ pub(super) struct Connection<T> {
 
     verdict: Option<Result<(), PortForwardError>>,
     opened: Instant,
-    heard: Instant,
-    next_ping: Instant,
-    last_ping: u32,
+    liveness: Liveness,
     /// When the last thing happened since the pod's side ended; the wait for the rest counts from here.
     ending: Option<Instant>,
+    /// Over channels: when the last thing happened since our end.
+    half_closed: Option<Instant>,
     closing: Option<Instant>,
     /// Something changed that the driver's deadlines depend on.
     notice: bool,
@@ -82,18 +81,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
     /// Takes over a connection whose 101 was read. Both streams are opened without waiting for answers: data may
     /// follow at once.
     pub(super) fn new(io: T, transport: Transport, port: u16) -> Self {
-        let websocket = transport == Transport::Websocket;
-        let envelope = if websocket { Envelope::WebSocket(MaskKeys::new()) } else { Envelope::Raw };
-        let mut outbox = Outbox::new(envelope);
-        outbox.control(|out| open_pair(out, port));
+        let mut outbox = Outbox::new(Dialect::new(transport));
+        outbox.open_pair(port);
         let now = Instant::now();
         Connection {
             io: Some(io),
             inbox: vec![0; INBOX].into_boxed_slice(),
             head: 0,
             tail: 0,
-            envelope: websocket.then(websocket::Decoder::default),
-            frames: spdy::Decoder::default(),
+            envelope: (transport != Transport::Spdy).then(websocket::Decoder::default),
+            framing: Framing::new(transport, port),
             pair: Pair::default(),
             backlog: VecDeque::new(),
             outbox,
@@ -103,10 +100,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
             shut_down: false,
             verdict: None,
             opened: now,
-            heard: now,
-            next_ping: now + PING_EVERY,
-            last_ping: 0,
+            liveness: Liveness::new(now, SystemTime::now()),
             ending: None,
+            half_closed: None,
             closing: None,
             notice: false,
         }
@@ -131,127 +127,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
         std::mem::take(&mut self.notice)
     }
 
-    /// Moves payload that waits into `buf`.
-    pub(super) fn read_backlog(&mut self, buf: &mut ReadBuf<'_>) {
-        while buf.remaining() > 0 && !self.backlog.is_empty() {
-            let (front, _) = self.backlog.as_slices();
-            let count = front.len().min(buf.remaining());
-            buf.put_slice(&front[..count]);
-            self.backlog.drain(..count);
-        }
-        if self.backlog.is_empty() && self.backlog.capacity() > INBOX {
-            self.backlog = VecDeque::new();
-        }
-    }
-
-    /// Reads and decodes until a reader's buffer has something, the backlog is full, or it is over. Pending when
-    /// the connection has no more to give now.
-    pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>, mut sink: Sink<'_, '_>) -> Poll<()> {
-        let before = sink.filled();
-        loop {
-            let full = self.decode(&mut sink);
-            if full || self.verdict.is_some() || sink.filled() > before {
-                return Poll::Ready(());
-            }
-            let Some(io) = &mut self.io else { return Poll::Ready(()) };
-            let mut buf = ReadBuf::new(&mut self.inbox);
-            let result = ready!(Pin::new(io).poll_read(cx, &mut buf));
-            (self.head, self.tail) = (0, buf.filled().len());
-            match result {
-                Ok(()) if self.tail > 0 => self.heard = Instant::now(),
-                Ok(()) => {
-                    let place = if self.frames.at_boundary() { "" } else { " inside a frame" };
-                    self.lost(io::Error::new(
-                        io::ErrorKind::UnexpectedEof,
-                        format!("connection closed{place}"),
-                    ));
-                }
-                Err(error) => self.lost(error),
-            }
-        }
-    }
-
-    /// Whether payload waits for the reader.
-    pub(super) fn has_backlog(&self) -> bool {
-        !self.backlog.is_empty()
-    }
-
-    /// Whether reading ahead stopped because nobody takes the payload.
-    fn held_back(&self) -> bool {
-        self.backlog.len() >= BACKLOG
-    }
-
-    /// Unwraps what is in the inbox. True when payload is next and the sink has no room.
-    fn decode(&mut self, sink: &mut Sink<'_, '_>) -> bool {
-        while self.head < self.tail && self.verdict.is_none() {
-            let mut visible = self.tail - self.head;
-            if let Some(envelope) = &mut self.envelope {
-                let (taken, event) = match envelope.next(&self.inbox[self.head..self.tail]) {
-                    Ok(step) => step,
-                    Err(error) => {
-                        self.decide(Err(error.into()));
-                        break;
-                    }
-                };
-                self.head += taken;
-                match event {
-                    Some(websocket::Event::Payload(count)) => visible = count,
-                    Some(websocket::Event::Ping(payload)) => {
-                        self.outbox.pong(payload);
-                        continue;
-                    }
-                    Some(websocket::Event::Close { code, reason }) => {
-                        let text = format!("WebSocket closed with code {code}: {reason}");
-                        self.lost(io::Error::new(io::ErrorKind::ConnectionAborted, text));
-                        break;
-                    }
-                    None => continue,
-                }
-            }
-            if self.frames.in_data() == Some(DATA_STREAM) && self.pair.data_open() {
-                let room = match sink {
-                    Sink::Reader(buf) => buf.remaining(),
-                    Sink::Backlog => BACKLOG.saturating_sub(self.backlog.len()),
-                };
-                if room == 0 {
-                    return true;
-                }
-                visible = visible.min(room);
-            }
-            let (taken, event) = match self.frames.next(&self.inbox[self.head..self.head + visible]) {
-                Ok(step) => step,
-                Err(error) => {
-                    self.decide(Err(error.into()));
-                    break;
-                }
-            };
-            match event.map_or(Action::Nothing, |event| self.pair.on(event)) {
-                Action::Nothing => {}
-                Action::Deliver(bytes) => match sink {
-                    Sink::Reader(buf) => buf.put_slice(bytes),
-                    Sink::Backlog => self.backlog.extend(bytes),
-                },
-                // No room for an answer means the peer floods us; it may do without.
-                Action::Pong(id) => {
-                    self.outbox.control(|out| spdy::ping(out, id));
-                }
-                Action::Refuse(stream, status) => {
-                    self.outbox.control(|out| spdy::rst_stream(out, stream, status));
-                }
-            }
-            self.head += taken;
-            if let Some(envelope) = &mut self.envelope {
-                envelope.took(taken);
-            }
-            if self.pair.settled() {
-                self.decide(self.pair.verdict());
-            } else if self.pair.ending() {
-                self.touch_ending();
-            }
-        }
-        false
-    }
-
     /// Queues payload; how much was taken, 0 when there is no room.
     pub(super) fn queue(&mut self, bytes: &[u8]) -> usize {
         self.outbox.data(bytes)
@@ -263,6 +138,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
             self.shut_down = true;
             self.pair.sent_fin();
             self.outbox.fin();
+            if self.framing.ends_by_close() {
+                self.half_closed = Some(Instant::now());
+                self.notice = true;
+            }
         }
     }
 
@@ -294,7 +173,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
                     *progress = true;
                     self.unflushed = true;
                     if std::mem::take(&mut self.write_blocked) {
-                        self.heard = Instant::now(); // room again: the peer's TCP has acknowledged something
+                        self.liveness.heard(Instant::now()); // room again: the peer's TCP has acknowledged something
                     }
                 }
                 Poll::Ready(Err(error)) => break error,
@@ -311,33 +190,39 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
         Poll::Ready(())
     }
 
-    /// Acts on deadlines that have passed.
-    pub(super) fn on_time(&mut self, now: Instant) {
+    /// Acts on deadlines that have passed. `wall` tells whether the machine slept.
+    pub(super) fn on_time(&mut self, now: Instant, wall: SystemTime) {
         if self.verdict.is_some() {
             return;
         }
+        self.liveness.look(now, wall);
         if self.held_back() {
-            self.heard = now;
+            self.liveness.heard(now);
             self.ending = self.ending.and(Some(now));
+        }
+        if self.held_back() || !self.outbox.is_empty() {
+            self.half_closed = self.half_closed.and(Some(now));
         }
         if self.ending.is_some_and(|since| now >= since + ERROR_WAIT) {
             let lost = self.write_error.clone().unwrap_or(PortForwardError::Closed);
             self.decide(self.pair.verdict_when_lost(lost));
+        } else if self.half_closed.is_some_and(|since| now >= since + HALF_CLOSED) {
+            self.pair.closed();
+            self.decide(self.pair.verdict());
         } else if !self.pair.confirmed() && now >= self.opened + STREAM_WAIT {
             self.decide(Err(PortForwardError::StreamTimeout { after: STREAM_WAIT }));
-        } else if now >= self.heard + DEAD_AFTER {
-            self.decide(Err(PortForwardError::PingTimeout { after: DEAD_AFTER }));
-        } else if self.tick_due(now) {
-            self.next_ping = now + PING_EVERY;
-            self.last_ping = self.last_ping.wrapping_add(if self.last_ping == 0 { 1 } else { 2 }); // odd ids are ours
-            let id = self.last_ping;
-            self.outbox.control(|out| spdy::ping(out, id));
+        } else if let Some(after) = self.liveness.dead(now) {
+            self.decide(Err(PortForwardError::PingTimeout { after }));
+        } else if self.liveness.due(now) {
+            let id = self.liveness.ping(now);
+            self.outbox.ping(id);
         }
     }
 
-    /// Time for a ping, and for a look at the socket on behalf of a reader that may not be coming.
-    pub(super) fn tick_due(&self, now: Instant) -> bool {
-        now >= self.next_ping
+    /// Time for a look at the socket on behalf of a reader that may not be coming: a ping is due, or a decision that
+    /// what lies there unread would change.
+    pub(super) fn look_due(&self, now: Instant) -> bool {
+        self.is_ending() || self.half_closed.is_some() || now >= self.liveness.deadline()
     }
 
     /// When the driver must look again, whatever else happens.
@@ -346,11 +231,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
             return closing + CLOSE_WAIT;
         }
         let ending = self.ending.map(|since| since + ERROR_WAIT);
+        let half_closed = self.half_closed.map(|since| since + HALF_CLOSED);
         let confirm = (!self.pair.confirmed()).then_some(self.opened + STREAM_WAIT);
-        [ending, confirm, Some(self.heard + DEAD_AFTER)]
-            .into_iter()
-            .flatten()
-            .fold(self.next_ping, Instant::min)
+        [ending, half_closed, confirm].into_iter().flatten().fold(self.liveness.deadline(), Instant::min)
     }
 
     /// Says goodbye once: open streams are reset (unread data would leak goroutines in the runtime otherwise), then the
@@ -359,7 +242,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
         if self.closing.is_none() {
             self.closing = Some(now);
             for stream in self.pair.open_streams() {
-                self.outbox.control(|out| spdy::rst_stream(out, stream, spdy::CANCEL));
+                self.outbox.reset(stream, spdy::CANCEL);
             }
             self.outbox.close();
         }
@@ -383,6 +266,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
         Poll::Ready(())
     }
 
+    /// What is allocated now, of [`STREAM_MEMORY_MAX`].
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn memory(&self) -> usize {
+        self.inbox.len()
+            + self.backlog.capacity()
+            + self.outbox.memory()
+            + self.pair.memory()
+            + self.envelope.as_ref().map_or(0, websocket::Decoder::memory)
+    }
+
     fn lost(&mut self, error: io::Error) {
         let lost = self.write_error.take().unwrap_or_else(|| PortForwardError::lost(error));
         self.decide(self.pair.verdict_when_lost(lost));
@@ -399,33 +292,4 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
         self.notice |= self.ending.is_none();
         self.ending = Some(Instant::now());
     }
-}
-
-impl Sink<'_, '_> {
-    /// Bytes a reader has got; reading ahead goes on until there is no more.
-    fn filled(&self) -> usize {
-        match self {
-            Sink::Reader(buf) => buf.filled().len(),
-            Sink::Backlog => 0,
-        }
-    }
-}
-
-/// Error stream first and finished at once (we never write to it), then the data stream.
-fn open_pair(out: &mut Vec<u8>, port: u16) {
-    let port = port.to_string();
-    let mut blocks = HeaderBlocks::default();
-    blocks.syn_stream(
-        out,
-        ERROR_STREAM,
-        false,
-        &[("streamtype", "error"), ("port", &port), ("requestid", "0")],
-    );
-    out.extend(spdy::data_header(ERROR_STREAM, FIN, 0));
-    blocks.syn_stream(
-        out,
-        DATA_STREAM,
-        false,
-        &[("streamtype", "data"), ("port", &port), ("requestid", "0")],
-    );
 }

@@ -4,7 +4,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use thiserror::Error;
 
-use super::{spdy::SpdyError, websocket::WebSocketError};
+use super::{Transport, channel::ChannelError, spdy::SpdyError, websocket::WebSocketError};
 
 /// Why a port-forward could not be opened, or how it ended. `Clone`, because reader and writer both get it.
 ///
@@ -22,12 +22,12 @@ pub enum PortForwardError {
         /// The server's words.
         message: String,
     },
-    /// 403: a right on `pods/portforward` is missing.
+    /// 403 with a Kubernetes `Status`: a right on `pods/portforward` is missing.
     #[error("not permitted to port-forward: {message}")]
     Forbidden {
         /// The server's words.
         message: String,
-        /// The verb this way needs: `get` for WebSocket, `create` for SPDY; API servers from 1.35 on ask for
+        /// The verb this way needs: `get` for both kinds of WebSocket, `create` for SPDY; API servers from 1.35 on ask for
         /// `create` too in the first case, so a role should have both.
         verb: &'static str,
     },
@@ -52,6 +52,8 @@ pub enum PortForwardError {
         status: u16,
         /// `message` of the Status object, else the text.
         message: String,
+        /// `reason` of the Status object; empty when the answer was none, as those of kubelet and runtime are.
+        reason: String,
     },
     /// An answer that did not come from Kubernetes: a page, a redirect.
     #[error("something between us and the API server answered {status} to the port-forward: {text}")]
@@ -77,14 +79,16 @@ pub enum PortForwardError {
         /// How long was waited.
         after: Duration,
     },
-    /// Both ways were tried and refused.
-    #[error("port-forward refused over SPDY, and over WebSocket before that ({websocket})")]
-    Both {
-        /// What came of the raw SPDY request.
+    /// More than one way was tried, and refused; SPDY, if among them, is the source, because its answer says most.
+    #[error("port-forward refused over {way}{}", also(.others))]
+    Refusals {
+        /// The way `error` is about.
+        way: Transport,
+        /// What came of it.
         #[source]
-        spdy: Box<PortForwardError>,
-        /// What came of the WebSocket request.
-        websocket: Box<PortForwardError>,
+        error: Box<PortForwardError>,
+        /// The others, in the order they were tried.
+        others: Vec<(Transport, PortForwardError)>,
     },
 
     /// Nothing listens on the pod's port.
@@ -144,12 +148,36 @@ pub enum PortForwardError {
     /// The peer broke WebSocket.
     #[error("protocol error")]
     WebSocket(#[from] WebSocketError),
+    /// The peer broke `v4.channel.k8s.io`.
+    #[error("protocol error")]
+    Channel(#[from] ChannelError),
     /// The other side has closed; what is written now goes nowhere.
     #[error("the pod has closed the connection")]
     Closed,
 }
 
 impl PortForwardError {
+    /// Whether the cluster knows us and does not permit it, over any of the ways that were tried: with the right it
+    /// names, that way would have been open.
+    pub fn is_forbidden(&self) -> bool {
+        self.any(|error| matches!(error, Self::Forbidden { .. }))
+    }
+
+    /// Whether the cluster refuses who we are, or what we may.
+    pub fn is_denied(&self) -> bool {
+        self.is_forbidden() || self.any(|error| matches!(error, Self::Unauthorized { .. }))
+    }
+
+    /// Of this error, or of one of those it is made of.
+    fn any(&self, test: fn(&Self) -> bool) -> bool {
+        match self {
+            Self::Refusals { error, others, .. } => {
+                test(error) || others.iter().any(|(_, error)| test(error))
+            }
+            error => test(error),
+        }
+    }
+
     /// As the error of a read or write, with this as its inner error.
     pub(super) fn into_io(self) -> io::Error {
         let kind = match &self {
@@ -157,7 +185,7 @@ impl PortForwardError {
             Self::Reset { .. } => io::ErrorKind::ConnectionReset,
             Self::PingTimeout { .. } | Self::StreamTimeout { .. } => io::ErrorKind::TimedOut,
             Self::ClosedBeforeData => io::ErrorKind::UnexpectedEof,
-            Self::Protocol(_) | Self::WebSocket(_) => io::ErrorKind::InvalidData,
+            Self::Protocol(_) | Self::WebSocket(_) | Self::Channel(_) => io::ErrorKind::InvalidData,
             Self::Closed => io::ErrorKind::BrokenPipe,
             Self::SandboxGone { .. } | Self::ConnectionLost(_) | Self::GoAway { .. } => {
                 io::ErrorKind::ConnectionAborted
@@ -170,4 +198,8 @@ impl PortForwardError {
     pub(super) fn lost(error: io::Error) -> Self {
         Self::ConnectionLost(Arc::new(error))
     }
+}
+
+fn also(others: &[(Transport, PortForwardError)]) -> String {
+    others.iter().map(|(way, error)| format!(", and over {way} before that ({error})")).collect()
 }

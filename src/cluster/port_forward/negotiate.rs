@@ -6,7 +6,7 @@
 
 use std::{error::Error as _, future::poll_fn, io, pin::Pin, sync::Arc, time::Duration};
 
-use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header, request};
 use hyper::{body::Body as _, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
 use kube::client::Body;
@@ -20,6 +20,7 @@ const STREAM_VERSION: &str = "x-stream-protocol-version";
 const STREAM_PROTOCOL: &str = "portforward.k8s.io";
 /// Not a valid RFC 7230 token (the slash), but what Kubernetes uses (KEP-4006).
 const TUNNEL_PROTOCOL: &str = "SPDY/3.1+portforward.k8s.io";
+const CHANNEL_PROTOCOL: &str = "v4.channel.k8s.io";
 
 /// Bytes of an error body that are read. A Status has a few hundred; a proxy's page should not cost us memory.
 const BODY_MAX: usize = 64 * 1024;
@@ -46,10 +47,11 @@ pub(in crate::cluster) fn is_name(text: &str) -> bool {
 pub(super) async fn upgrade(
     client: &kube::Client,
     path: &str,
+    port: u16,
     transport: Transport,
 ) -> Result<TokioIo<Upgraded>, PortForwardError> {
     let key = generate_key();
-    let response = match client.send(request(path, transport, &key)).await {
+    let response = match client.send(request(path, port, transport, &key)).await {
         Ok(response) => response,
         Err(error) => return Err(PortForwardError::Dial(Arc::new(error))),
     };
@@ -63,26 +65,32 @@ pub(super) async fn upgrade(
     }
 }
 
-fn request(path: &str, transport: Transport, key: &str) -> Request<Body> {
-    let request = Request::builder().uri(path).header(header::CONNECTION, "Upgrade");
+fn request(path: &str, port: u16, transport: Transport, key: &str) -> Request<Body> {
+    let request = Request::builder().header(header::CONNECTION, "Upgrade");
     let request = match transport {
         Transport::Spdy => request
             .method(Method::POST)
+            .uri(path)
             .header(header::UPGRADE, SPDY)
             .header(header::CONTENT_LENGTH, "0") // hyper adds none for an empty POST
             .header(STREAM_VERSION, STREAM_PROTOCOL),
-        _ => request
-            .method(Method::GET)
-            .header(header::UPGRADE, "websocket")
-            .header(header::SEC_WEBSOCKET_VERSION, "13")
-            .header(header::SEC_WEBSOCKET_KEY, key)
-            .header(header::SEC_WEBSOCKET_PROTOCOL, TUNNEL_PROTOCOL),
+        Transport::V4 => websocket(request.uri(format!("{path}?ports={port}")), key, CHANNEL_PROTOCOL),
+        Transport::Websocket | Transport::Auto => websocket(request.uri(path), key, TUNNEL_PROTOCOL),
     };
     request.body(Body::empty()).expect("the path was checked and the headers are constant")
 }
 
+fn websocket(request: request::Builder, key: &str, protocol: &str) -> request::Builder {
+    request
+        .method(Method::GET)
+        .header(header::UPGRADE, "websocket")
+        .header(header::SEC_WEBSOCKET_VERSION, "13")
+        .header(header::SEC_WEBSOCKET_KEY, key)
+        .header(header::SEC_WEBSOCKET_PROTOCOL, protocol)
+}
+
 /// Whether the 101 is to what we asked for.
-fn check(headers: &HeaderMap, transport: Transport, key: &str) -> Result<(), PortForwardError> {
+pub(super) fn check(headers: &HeaderMap, transport: Transport, key: &str) -> Result<(), PortForwardError> {
     let value = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("");
     let wrong = |what| Err(PortForwardError::BadUpgrade(what));
     // A list of tokens: proxies add "keep-alive".
@@ -108,25 +116,44 @@ fn check(headers: &HeaderMap, transport: Transport, key: &str) -> Result<(), Por
         if value("sec-websocket-accept") != derive_accept_key(key.as_bytes()) {
             return wrong("a wrong Sec-WebSocket-Accept");
         }
-        if value("sec-websocket-protocol") != TUNNEL_PROTOCOL {
+        let protocol = if transport == Transport::V4 { CHANNEL_PROTOCOL } else { TUNNEL_PROTOCOL };
+        if value("sec-websocket-protocol") != protocol {
             return wrong("another WebSocket subprotocol");
         }
     }
     Ok(())
 }
 
-/// Whether the other way may succeed where this one failed so. Not for answers that would be the same (who we
-/// are, no such pod, overload), nor when nothing answered. 403 yes: the ways need different verbs.
-pub(super) fn worth_the_other_way(error: &PortForwardError) -> bool {
-    match error {
-        PortForwardError::Forbidden { .. }
-        | PortForwardError::Proxy { .. }
-        | PortForwardError::BadUpgrade(_)
-        | PortForwardError::Upgrade(_) => true,
-        PortForwardError::Server { status, .. } => !matches!(status, 503 | 504),
+/// All ways in the order to try them, beginning with the one that worked last.
+pub(super) fn ways(first: Transport) -> &'static [Transport] {
+    match first {
+        Transport::Spdy => &[Transport::Spdy, Transport::Websocket, Transport::V4],
+        Transport::V4 => &[Transport::V4, Transport::Websocket, Transport::Spdy],
+        Transport::Websocket | Transport::Auto => &[Transport::Websocket, Transport::Spdy, Transport::V4],
+    }
+}
+
+/// Whether this way may succeed where others were refused so.
+///
+/// Not after answers that would be the same (who we are, no such pod, overload), nor when nothing answered. After 403
+/// yes, because the ways need different verbs; but the two kinds of WebSocket are the same request to whatever
+/// decides in Kubernetes, so its answer to one is its answer to the other.
+pub(super) fn worth_trying(way: Transport, refused: &[(Transport, PortForwardError)]) -> bool {
+    refused.iter().all(|(other, error)| match error {
+        PortForwardError::Proxy { .. } | PortForwardError::BadUpgrade(_) | PortForwardError::Upgrade(_) => {
+            true
+        }
+        PortForwardError::Forbidden { .. } => !both_websocket(way, *other),
+        PortForwardError::Server { status, reason, .. } => {
+            !matches!(status, 503 | 504) && (reason.is_empty() || !both_websocket(way, *other))
+        }
         PortForwardError::Dial(error) => cut_off_after_request(error),
         _ => false,
-    }
+    })
+}
+
+fn both_websocket(way: Transport, other: Transport) -> bool {
+    way != Transport::Spdy && other != Transport::Spdy
 }
 
 /// Some middleboxes let the TLS session through and cut the connection at an `Upgrade` they do not like. An error of
@@ -151,10 +178,15 @@ fn cut_off_after_request(error: &kube::Error) -> bool {
     false
 }
 
-/// Joins the errors of two attempts, whichever was first.
-pub(super) fn both(first: Transport, refused: PortForwardError, then: PortForwardError) -> PortForwardError {
-    let (spdy, websocket) = if first == Transport::Spdy { (refused, then) } else { (then, refused) };
-    PortForwardError::Both { spdy: Box::new(spdy), websocket: Box::new(websocket) }
+/// Joins the errors of all attempts, in the order they were made.
+pub(super) fn summary(mut refused: Vec<(Transport, PortForwardError)>) -> PortForwardError {
+    let spdy = refused.iter().position(|(way, _)| *way == Transport::Spdy);
+    let last = refused.len().checked_sub(1).expect("at least one way was tried");
+    let (way, error) = refused.remove(spdy.unwrap_or(last));
+    if refused.is_empty() {
+        return error;
+    }
+    PortForwardError::Refusals { way, error: Box::new(error), others: refused }
 }
 
 #[derive(Deserialize)]
@@ -167,13 +199,13 @@ struct Status {
 }
 
 /// What an answer other than 101 means.
-async fn refusal(response: Response<Body>, transport: Transport) -> PortForwardError {
+pub(super) async fn refusal(response: Response<Body>, transport: Transport) -> PortForwardError {
     let status = response.status();
     let headers = response.headers().clone();
     let body = read_body(response.into_body()).await;
     let text = String::from_utf8_lossy(&body);
     let parsed = serde_json::from_slice::<Status>(&body).ok().filter(|parsed| parsed.kind == "Status");
-    let reason = parsed.as_ref().map_or("", |parsed| &parsed.reason);
+    let reason = parsed.as_ref().map_or("", |parsed| &parsed.reason).to_owned();
     let mut message = parsed.as_ref().map_or(text.trim(), |parsed| &parsed.message).to_owned();
     if message.is_empty() {
         message = status.canonical_reason().unwrap_or("no message").to_owned();
@@ -185,7 +217,7 @@ async fn refusal(response: Response<Body>, transport: Transport) -> PortForwardE
     }
     match status {
         StatusCode::UNAUTHORIZED => PortForwardError::Unauthorized { message },
-        StatusCode::FORBIDDEN => {
+        StatusCode::FORBIDDEN if parsed.is_some() => {
             let verb = if transport == Transport::Spdy { "create" } else { "get" };
             PortForwardError::Forbidden { message, verb }
         }
@@ -195,7 +227,7 @@ async fn refusal(response: Response<Body>, transport: Transport) -> PortForwardE
                 headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
             PortForwardError::TooManyRequests { retry_after: seconds.map(Duration::from_secs), message }
         }
-        _ => PortForwardError::Server { status: status.as_u16(), message },
+        _ => PortForwardError::Server { status: status.as_u16(), message, reason },
     }
 }
 

@@ -59,6 +59,14 @@ pub(super) struct Pair {
 }
 
 impl Pair {
+    /// The text, in a vector that grows by doubling.
+    pub(super) const MEMORY_MAX: usize = 2 * TEXT_MAX;
+
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn memory(&self) -> usize {
+        self.text.capacity()
+    }
+
     /// Frames of streams that are not ours or have ended are ignored: servers do send them after a reset.
     pub(super) fn on<'a>(&mut self, event: Event<'a>) -> Action<'a> {
         match event {
@@ -101,6 +109,13 @@ impl Pair {
     /// We have sent the end of our data.
     pub(super) fn sent_fin(&mut self) {
         self.local_fin = true;
+    }
+
+    /// The connection was closed as planned, over a protocol where that is how both streams end.
+    pub(super) fn closed(&mut self) {
+        for half in [&mut self.data, &mut self.error] {
+            half.end = half.end.or(Some(End::Fin));
+        }
     }
 
     /// The pod may still send; otherwise payload of the data stream is ignored, not delivered.

@@ -2,7 +2,7 @@
 //!
 //! In a Kubernetes tunnel message and frame borders mean nothing: the payload of all binary messages is one byte
 //! stream. So the decoder only finds the payload bytes in the input, wherever fragments, empty continuations and pings
-//! between them lie. An own framing of this size instead of a library, because it lets one buffer be
+//! between them lie; for `channel.rs` it tells where messages begin. An own framing of this size instead of a library, because it lets one buffer be
 //! read into, unwrapped and handed on in place, and one buffer be filled, masked and written in place.
 
 use rustls::crypto::{SecureRandom, ring};
@@ -11,7 +11,7 @@ use thiserror::Error;
 /// Bytes that must be free before a message's payload: 2 fixed, 2 length, 4 mask. Messages stay under 64 KiB.
 pub(super) const HEADER_MAX: usize = 8;
 /// Payload of a control frame (RFC 6455, section 5.5).
-const CONTROL_MAX: usize = 125;
+pub(super) const CONTROL_MAX: usize = 125;
 
 const FINAL: u8 = 0x80;
 const MASKED: u8 = 0x80;
@@ -21,7 +21,8 @@ const BINARY: u8 = 2;
 const CLOSE: u8 = 8;
 const PING: u8 = 9;
 const PONG: u8 = 10;
-const NORMAL_CLOSURE: u16 = 1000;
+/// Close code of an end as planned.
+pub(super) const NORMAL_CLOSURE: u16 = 1000;
 
 /// The peer broke RFC 6455, or sent what a tunnel never carries.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -46,8 +47,9 @@ pub enum WebSocketError {
 /// What the next bytes of the input are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Event {
-    /// That many bytes at the front are tunnel payload; take them and say so by [`Decoder::took`].
-    Payload(usize),
+    /// `count` bytes at the front are payload; take them and say so by [`Decoder::took`]. `begins`: the first of them is
+    /// the first of its message.
+    Payload { count: usize, begins: bool },
     /// Answer with a pong of the same bytes.
     Ping(Vec<u8>),
     /// The peer closes, with its code (1005 when it gave none) and reason.
@@ -60,6 +62,8 @@ pub(super) struct Decoder {
     state: State,
     /// A message has begun and its final fragment is still to come.
     fragmented: bool,
+    /// No payload of the message was taken yet.
+    begins: bool,
 }
 
 #[derive(Debug)]
@@ -76,6 +80,17 @@ impl Default for State {
 }
 
 impl Decoder {
+    /// A control frame's payload.
+    pub(super) const MEMORY_MAX: usize = CONTROL_MAX;
+
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn memory(&self) -> usize {
+        match &self.state {
+            State::Control { bytes, .. } => bytes.capacity(),
+            _ => 0,
+        }
+    }
+
     /// Takes envelope bytes from the front of `input`; returns how many, and what they announce.
     ///
     /// For [`Event::Payload`] nothing is taken: the bytes follow. No event means: call again with what follows.
@@ -86,7 +101,7 @@ impl Decoder {
         match &mut self.state {
             State::Payload { left } => {
                 let here = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
-                Ok((0, Some(Event::Payload(here))))
+                Ok((0, Some(Event::Payload { count: here, begins: self.begins })))
             }
             State::Header { have, bytes } => {
                 let mut taken = 0;
@@ -119,6 +134,7 @@ impl Decoder {
     pub(super) fn took(&mut self, count: usize) {
         if let State::Payload { left } = &mut self.state {
             *left -= count as u64;
+            self.begins &= count == 0;
             if *left == 0 {
                 self.state = State::default();
             }
@@ -147,6 +163,7 @@ impl Decoder {
                     return Err(WebSocketError::Fragments);
                 }
                 self.fragmented = !is_final;
+                self.begins |= opcode == BINARY;
                 self.state = if length == 0 { State::default() } else { State::Payload { left: length } };
                 Ok(None)
             }
@@ -210,6 +227,11 @@ pub(super) fn seal(buffer: &mut [u8], start: usize, key: [u8; 4]) -> usize {
     begin
 }
 
+/// A whole ping frame; `payload` is at most 125 bytes.
+pub(super) fn ping(payload: &[u8], key: [u8; 4]) -> Vec<u8> {
+    control_frame(PING, payload, key)
+}
+
 /// A whole pong frame; `payload` is a ping's, so at most 125 bytes.
 pub(super) fn pong(payload: &[u8], key: [u8; 4]) -> Vec<u8> {
     control_frame(PONG, payload, key)
@@ -270,133 +292,4 @@ impl MaskKeys {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn decode<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Result<(Vec<u8>, Vec<Event>), WebSocketError> {
-        let mut decoder = Decoder::default();
-        let (mut payload, mut others) = (Vec::new(), Vec::new());
-        for mut part in parts {
-            while !part.is_empty() {
-                let (taken, event) = decoder.next(part)?;
-                part = &part[taken..];
-                match event {
-                    Some(Event::Payload(count)) => {
-                        payload.extend(&part[..count]);
-                        decoder.took(count);
-                        part = &part[count..];
-                    }
-                    Some(other) => others.push(other),
-                    None => assert!(taken > 0, "the decoder must make progress"),
-                }
-            }
-        }
-        Ok((payload, others))
-    }
-
-    fn server_frame(first: u8, payload: &[u8]) -> Vec<u8> {
-        let mut frame = vec![first];
-        match payload.len() {
-            0..126 => frame.push(payload.len() as u8),
-            126..65536 => {
-                frame.push(126);
-                frame.extend((payload.len() as u16).to_be_bytes());
-            }
-            _ => {
-                frame.push(127);
-                frame.extend((payload.len() as u64).to_be_bytes());
-            }
-        }
-        frame.extend(payload);
-        frame
-    }
-
-    #[test]
-    fn fragments_empty_continuations_and_pings_between() {
-        let bytes = [
-            server_frame(0x82, b""),
-            server_frame(0x02, b"one "),
-            server_frame(0x89, b"are you there"),
-            server_frame(0x00, b"two "),
-            server_frame(0x8a, b""),
-            server_frame(0x80, b""),
-            server_frame(0x82, &[b'x'; 70_000]),
-            server_frame(0x88, b"\x03\xf3bad"),
-        ]
-        .concat();
-        let (payload, events) = decode([&bytes[..]].into_iter()).unwrap();
-        assert_eq!(payload, [&b"one two "[..], &[b'x'; 70_000]].concat());
-        let close = Event::Close { code: 1011, reason: "bad".into() };
-        assert_eq!(events, [Event::Ping(b"are you there".to_vec()), close]);
-        assert_eq!(decode(bytes.chunks(1)).unwrap(), (payload, events));
-    }
-
-    #[test]
-    fn what_a_tunnel_never_carries_is_an_error() {
-        let cases: [(&[u8], WebSocketError); 9] = [
-            (&[0x81, 1, b'x'], WebSocketError::Opcode(1)),
-            (&[0x83, 0], WebSocketError::Opcode(3)),
-            (&[0xc2, 0], WebSocketError::Reserved),
-            (&[0x82, 0x81, 0, 0, 0, 0, 0], WebSocketError::Masked),
-            (&[0x80, 0], WebSocketError::Fragments),
-            (&[0x02, 0, 0x82, 0], WebSocketError::Fragments),
-            (&[0x09, 0], WebSocketError::Length),
-            (&[0x89, 126, 0, 126], WebSocketError::Length),
-            (&[0x82, 127, 0x80, 0, 0, 0, 0, 0, 0, 0], WebSocketError::Length),
-        ];
-        for (bytes, error) in cases {
-            assert_eq!(decode(bytes.chunks(1)).unwrap_err(), error, "{bytes:02x?}");
-        }
-    }
-
-    #[test]
-    fn masking_equals_the_definition() {
-        let key = [1, 2, 3, 4];
-        for length in 0..40usize {
-            let plain: Vec<u8> = (0..length as u8).collect();
-            let mut fast = plain.clone();
-            mask(&mut fast, key);
-            let slow: Vec<u8> = plain.iter().enumerate().map(|(i, b)| b ^ key[i % 4]).collect();
-            assert_eq!(fast, slow);
-        }
-    }
-
-    #[test]
-    fn sealed_messages_are_minimal_and_masked() {
-        for (length, size) in [(0, 6), (125, 6), (126, 8), (32 * 1024, 8)] {
-            let mut buffer = vec![0; HEADER_MAX + length];
-            let begin = seal(&mut buffer, HEADER_MAX, [9, 8, 7, 6]);
-            assert_eq!(HEADER_MAX - begin, size);
-            assert_eq!(buffer[begin], 0x82);
-            assert_eq!(buffer[HEADER_MAX - 4..HEADER_MAX], [9, 8, 7, 6]);
-            assert!(buffer[HEADER_MAX..].iter().zip([9, 8, 7, 6].iter().cycle()).all(|(b, k)| b == k));
-        }
-        assert_eq!(close([0; 4]), [0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe8]);
-        assert_eq!(pong(b"ab", [0; 4]), [0x8a, 0x82, 0, 0, 0, 0, b'a', b'b']);
-    }
-
-    #[test]
-    fn mask_keys_differ() {
-        let mut keys = MaskKeys::new();
-        let drawn: std::collections::HashSet<_> = (0..200).map(|_| keys.draw()).collect();
-        assert!(drawn.len() > 190);
-    }
-
-    proptest! {
-        #[test]
-        fn any_split_gives_the_same_payload(
-            messages in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..300), 0..10),
-            cut in 1usize..40,
-        ) {
-            let bytes: Vec<u8> = messages.iter().flat_map(|m| server_frame(0x82, m)).collect();
-            prop_assert_eq!(decode(bytes.chunks(cut)).unwrap().0, messages.concat());
-        }
-
-        #[test]
-        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = decode(bytes.chunks(3));
-        }
-    }
-}
+mod tests;

@@ -11,6 +11,8 @@ pub mod http;
 pub mod kshuttle;
 pub mod line;
 pub mod net;
+pub mod operator;
+pub mod proxy;
 pub mod sshd;
 
 use std::time::Duration;

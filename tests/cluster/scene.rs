@@ -1,0 +1,140 @@
+//! What tests of single streams start from: the ways this API server knows, and pods to open streams to.
+
+use std::process::Command;
+
+use kshuttle::cluster::client::{Cluster, Options, connect};
+use kshuttle::cluster::port_forward::{
+    Dialer, PortForwardError, PortForwardStream,
+    Transport::{self, Spdy, V4, Websocket},
+};
+use kshuttle_test_support::kshuttle::{PATIENCE, eventually, kubectl};
+use kshuttle_test_support::within;
+use tokio::io::AsyncReadExt;
+
+/// The first API server with the tunnel in WebSocket switched on: 1.31 (KEP-4006).
+const TUNNEL_SINCE: u32 = 31;
+
+/// A cluster, and a pod of it with the servers of `fixtures/cluster/bench`.
+pub(crate) struct Scene {
+    pub(crate) cluster: Cluster,
+    pub(crate) pod: String,
+}
+
+/// Runs a test with the `bench` Deployment's pod.
+pub(crate) fn with_bench(test: impl AsyncFnOnce(Scene)) {
+    let running = "--field-selector=status.phase=Running";
+    let pod =
+        kubectl(&["get", "pod", "-l", "app=bench", running, "-o", "jsonpath={.items[0].metadata.name}"]);
+    block_on(async { test(Scene { cluster: administrator().await, pod }).await });
+}
+
+pub(crate) fn block_on(test: impl Future<Output = ()>) {
+    tokio::runtime::Runtime::new().unwrap().block_on(test);
+}
+
+pub(crate) async fn administrator() -> Cluster {
+    connect(&Options { namespace: Some("default".into()), ..Options::default() }).await.unwrap()
+}
+
+/// MINOR of the API server's version 1.MINOR.
+pub(crate) fn minor(cluster: &Cluster) -> u32 {
+    let version = cluster.version().expect("the box's API server tells its version");
+    version
+        .split('.')
+        .nth(1)
+        .and_then(|minor| minor.parse().ok())
+        .unwrap_or_else(|| panic!("not a version: {version}"))
+}
+
+impl Scene {
+    pub(crate) fn dialer(&self, transport: Transport) -> Dialer {
+        Dialer::new(self.cluster.client().clone(), "default", transport)
+    }
+
+    /// The ways this API server knows, in the order in which `auto` tries them.
+    pub(crate) fn ways(&self) -> Vec<Transport> {
+        let ways = [Websocket, Spdy, V4].into_iter();
+        ways.filter(|way| *way != Websocket || minor(&self.cluster) >= TUNNEL_SINCE).collect()
+    }
+
+    pub(crate) async fn open(&self, way: Transport, port: u16) -> PortForwardStream {
+        let stream = within(self.dialer(way).open(&self.pod, port)).await;
+        stream.unwrap_or_else(|error| panic!("{way}: {error:?}"))
+    }
+}
+
+/// Everything until the end: bytes, and how it ended.
+pub(crate) async fn drain(stream: &mut PortForwardStream) -> (Vec<u8>, Result<(), PortForwardError>) {
+    let mut bytes = Vec::new();
+    let end = within(stream.read_to_end(&mut bytes)).await;
+    (bytes, end.map(drop).map_err(|error| typed(&error)))
+}
+
+pub(crate) fn typed(error: &std::io::Error) -> PortForwardError {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<PortForwardError>());
+    inner.unwrap_or_else(|| panic!("no typed error in {error:?}")).clone()
+}
+
+/// A pod for one test: the servers of `bench`, and a shell beside them. Deleted when dropped.
+pub(crate) struct OwnPod {
+    pub(crate) name: &'static str,
+}
+
+impl OwnPod {
+    /// Returns when it is ready.
+    pub(crate) fn start(name: &'static str) -> Self {
+        let manifest = serde_json::json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+            "spec": {"terminationGracePeriodSeconds": 0, "containers": [
+                {"name": "bench", "image": "kshuttle.test/bench:1",
+                    "readinessProbe": {"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1}},
+                {"name": "shell", "image": "kshuttle.test/busybox:1", "command": ["sleep", "3600"]},
+            ]},
+        });
+        apply(&manifest);
+        let this = Self { name };
+        kubectl(&["wait", "--for=condition=Ready", "pod", name, "--timeout=60s"]);
+        this
+    }
+
+    /// Until the API server has forgotten it.
+    pub(crate) fn delete(&self) {
+        kubectl(&["delete", "pod", self.name]);
+    }
+
+    /// Waits until the pod's servers have no connection on this port any more.
+    pub(crate) fn is_left_alone(&self, port: u16) {
+        let mut count = 0;
+        let what = format!("the runtime closes its connections to port {port}");
+        eventually(&what, PATIENCE, || {
+            count = self.connections(port);
+            (count == 0).then_some(())
+        });
+    }
+
+    /// Established connections to one of its ports.
+    pub(crate) fn connections(&self, port: u16) -> usize {
+        const ESTABLISHED: &str = "01"; // include/net/tcp_states.h
+        let table =
+            kubectl(&["exec", self.name, "-c", "shell", "--", "cat", "/proc/net/tcp", "/proc/net/tcp6"]);
+        let local = format!(":{port:04X}");
+        let rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        rows.filter(|row| row.len() > 3 && row[1].ends_with(&local) && row[3] == ESTABLISHED).count()
+    }
+}
+
+impl Drop for OwnPod {
+    fn drop(&mut self) {
+        // It may be gone, and another panic would hide the first.
+        let _ = Command::new("kubectl")
+            .args(["delete", "pod", self.name, "--ignore-not-found", "--wait=false"])
+            .output();
+    }
+}
+
+/// `kubectl apply`.
+pub(crate) fn apply(manifest: &serde_json::Value) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), manifest.to_string()).unwrap();
+    kubectl(&["apply", "-f", &file.path().to_string_lossy()]);
+}
