@@ -19,6 +19,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use kshuttle_wire::flow::Flow;
 use kshuttle_wire::flow::client::OpenError;
+use kshuttle_wire::link::sleep::Sleeps;
 use kshuttle_wire::pacing::Policy;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
@@ -169,6 +170,7 @@ impl Pool {
             tasks.spawn(slot::run(shared.clone(), index));
         }
         tasks.spawn(watch_network(shared.clone()));
+        tasks.spawn(watch_sleep(shared.clone()));
         Self { shared, _tasks: Arc::new(tasks) }
     }
 
@@ -252,6 +254,18 @@ async fn watch_network(shared: Arc<Shared>) {
         shared.network.send_replace(());
         for slot in &shared.slots {
             slot.probe();
+        }
+    }
+}
+
+async fn watch_sleep(shared: Arc<Shared>) {
+    let mut sleeps = Sleeps::default();
+    loop {
+        let gap = sleeps.next().await;
+        tracing::debug!("the machine slept for {} s", gap.as_secs());
+        shared.network.send_replace(());
+        for slot in &shared.slots {
+            slot.slept(gap);
         }
     }
 }

@@ -150,14 +150,26 @@ pub(crate) fn ctrl_c_while_starting_leaves_nothing() {
     });
 }
 
-pub(crate) fn the_end_of_the_pod_is_told() {
+pub(crate) fn a_pod_that_ends_is_replaced() {
     let (rules, open) = (ruleset(), listeners());
     let mut kshuttle = Kshuttle::start(&RANGES);
-    let applications = applications();
-    kubectl(&["delete", "pod", &kshuttle.pod(), "--wait=false"]);
-    assert_reset(applications);
-    let status = kshuttle.wait();
-    assert_eq!(status.code(), Some(1), "{}", kshuttle.said());
-    assert!(kshuttle.said().contains("tunnel"), "{}", kshuttle.said());
+    let old = kshuttle.pod();
+    let before = applications();
+    let meter = LeakMeter::start();
+    kubectl(&["delete", "pod", &old, "--wait=false"]);
+    assert_reset(before);
+    // Made while there is no pod: they wait for the next one.
+    let after = applications();
+    assert_eq!(meter.leaked(), 0);
+    let said = kshuttle.said();
+    assert!(said.contains(&format!("the pod {old} ended")), "{said}");
+    let status = kshuttle.stop(Signal::SIGTERM);
+    assert_eq!(status.code(), Some(143), "{}", kshuttle.said());
+    assert_reset(after);
     assert_nothing_left(&rules, &open);
+    eventually("no pod is left", PATIENCE, || {
+        kubectl(&["get", "pod", "-l", "app.kubernetes.io/name=kshuttle", "-o", "name"])
+            .is_empty()
+            .then_some(())
+    });
 }

@@ -18,6 +18,7 @@ mod runtime;
 mod scene;
 mod socks;
 mod streams;
+mod survive;
 mod ways;
 
 use std::process::ExitCode;
@@ -39,13 +40,16 @@ const REDIRECTED: &[Test] = tests! {
         half_close_is_kept,
         the_pods_reset_arrives_as_a_reset,
         an_application_that_never_reads_holds_back_nobody;
+    survive:
+        flows_do_not_notice_resets_of_the_connection,
+        flows_do_not_notice_that_connections_are_renewed;
     end:
         signals_stop_in_order,
         a_second_signal_waits_for_nothing,
         sigkill_of_kshuttle_leaves_nothing,
         sigkill_of_the_helper_leaves_nothing,
         ctrl_c_while_starting_leaves_nothing,
-        the_end_of_the_pod_is_told;
+        a_pod_that_ends_is_replaced;
     rights:
         as_root_it_keeps_no_capability,
         through_sudo_it_becomes_the_user_again,

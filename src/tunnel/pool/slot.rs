@@ -138,6 +138,13 @@ impl Slot {
         }
     }
 
+    /// This machine slept for so long.
+    pub(super) fn slept(&self, gap: Duration) {
+        if let Some(link) = &self.lock().link {
+            link.slept(gap);
+        }
+    }
+
     /// Says goodbye, for a moment.
     pub(super) async fn close(&self) {
         let (session, link) = {
