@@ -85,7 +85,7 @@ impl Server {
         let service = Service {
             plain: Arc::new(config(host_key.clone())),
             over_link: Arc::new(config_over_link(host_key)),
-            links: Links::new(Limits::default()),
+            links: Links::new(limits(settings.idle)),
             authorized_key: settings.authorized_key,
             presence: Presence::default(),
         };
@@ -160,6 +160,12 @@ impl Service {
     fn start_link(self, stream: LinkStream) {
         tokio::spawn(serve_link(self.over_link, stream, self.authorized_key, self.presence));
     }
+}
+
+/// A link without a connection counts as a client, but no longer than a pod without a client is wanted at all.
+fn limits(idle: Duration) -> Limits {
+    let limits = Limits::default();
+    Limits { keep: limits.keep.min(idle), ..limits }
 }
 
 /// A new Ed25519 host key.

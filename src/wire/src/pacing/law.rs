@@ -47,8 +47,14 @@ pub(crate) const BUDGET_MAX: f64 = 16_777_216.0;
 /// only later.
 const BUDGET_MAX_NEAR: f64 = 4_194_304.0;
 
-/// Base round trip in seconds below which both ends are on one machine or one switch.
-const NEAR: f64 = 0.001;
+/// Smallest budget on such a path. Delays there come from busy processors and vary by more than any queue of ours: a
+/// budget that followed them would shrink to nothing beside programs that are not paced (64 MiB took 91 s beside six
+/// saturating port-forwards on two cores).
+const BUDGET_MIN_NEAR: f64 = 1_048_576.0;
+
+/// Base round trip in seconds below which both ends are on one machine or in one building. Lines slow enough for
+/// [`BUDGET_MIN_NEAR`] to be a long queue have longer ones.
+const NEAR: f64 = 0.005;
 
 /// Budget in bytes before the path is known. Four times TCP's initial window (RFC 6928): the start-up then takes two
 /// round trips less, and a line of 1 Mbit/s is busy with it for half a second, once.
@@ -251,9 +257,9 @@ impl Law {
             Growth::Again { .. } => steady(GAIN_AGAIN),
             Growth::Steady { .. } => steady(1.0),
         };
-        let most =
-            if self.path.base_rtt().is_some_and(|rtt| rtt < NEAR) { BUDGET_MAX_NEAR } else { BUDGET_MAX };
-        budget.clamp(BUDGET_MIN, most) as u64
+        let (least, most) =
+            if self.is_near() { (BUDGET_MIN_NEAR, BUDGET_MAX_NEAR) } else { (BUDGET_MIN, BUDGET_MAX) };
+        budget.clamp(least, most) as u64
     }
 
     /// Bytes per second the budget should be spent at, if it matters: a budget spent at once comes back at once, and
@@ -261,7 +267,8 @@ impl Law {
     pub(crate) fn pace(&self) -> Option<f64> {
         if self.policy != Policy::Auto
             || self.path.rate == 0.0
-            || self.path.base_rtt().is_none_or(|rtt| rtt < NEAR)
+            || self.path.base_rtt().is_none()
+            || self.is_near()
         {
             return None;
         }
@@ -411,6 +418,10 @@ impl Law {
                 *empty = 0;
             }
         }
+    }
+
+    fn is_near(&self) -> bool {
+        self.path.base_rtt().is_some_and(|rtt| rtt < NEAR)
     }
 
     /// Bytes under way while probing.

@@ -73,6 +73,19 @@ fn the_budget_is_bounded() {
 }
 
 #[test]
+fn busy_processors_do_not_shrink_the_budget_of_a_near_path() {
+    let mut bench = Bench { rtt: Duration::from_micros(200), ..Bench::new(Policy::Auto) };
+    bench.rounds(100);
+    for _ in 0..100 {
+        bench.rtt = Duration::from_millis(100);
+        bench.rounds(3);
+        bench.rtt = Duration::from_micros(200);
+        bench.round();
+        assert!(bench.law.budget() >= BUDGET_MIN_NEAR as u64);
+    }
+}
+
+#[test]
 fn a_fixed_budget_stays_and_is_not_paced() {
     let mut bench = Bench::new("fixed:100000".parse().unwrap());
     for _ in 0..50 {
