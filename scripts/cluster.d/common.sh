@@ -25,9 +25,9 @@ part() {
 choose_box() {
   NAME=$1 VERSION=$2
   [[ $NAME =~ ^[a-z0-9][a-z0-9-]{0,30}$ ]] || die "a box's name is lower-case letters, digits and '-': '$NAME' is not"
-  [[ -d $FIXTURES/kube-$VERSION ]] || die "no fixtures/cluster/kube-$VERSION; there is $(cd "$FIXTURES" && echo kube-*)"
   [[ $(id -u) == 0 ]] || die "needs root: namespaces, mounts and cgroups of a node cannot be made otherwise"
   BOX=$CACHE/box/$NAME
+  choose_version
 }
 
 # box_lives node|laptop: true while its first process is the very one that `up` started (a pid alone may be somebody else's by now).
@@ -66,7 +66,8 @@ first_process() {
 set_inside_environment() {
   local place=$1
   unset LD_PRELOAD http_proxy https_proxy all_proxy no_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY
-  export KSHUTTLE_BOX_INSIDE=$place KSHUTTLE_BOX_LIMITED=$BOX/kubeconfig/limited
+  export KSHUTTLE_BOX_INSIDE=$place KSHUTTLE_BOX_VERSION=$VERSION KSHUTTLE_BOX_LIMITED=$BOX/kubeconfig/limited
+  export KSHUTTLE_BOX_OPERATOR=$BOX/run/operator.sock
   KSHUTTLE_BOX_STREAM_IDLE=$(sed -n "s/^ *stream_idle_timeout = '\([^']*\)'.*/\1/p" "$BOX/etc/containerd.toml")
   export KSHUTTLE_BOX_STREAM_IDLE
   export KUBECONFIG=$BOX/kubeconfig/admin PATH=${KUBECTL%/*}:$SYSTEM_PATH:$PATH
@@ -86,10 +87,11 @@ exec_inside() {
   exec "$ENTER" -g "$BOX/cgroups" "${user[@]}" "$(first_process "$place")" "${@:3}"
 }
 
-# load_programs: the paths of what this box was built from, as `up` wrote them down: KUBE ETCD KUBECTL ENTER PAUSE RUNTIME TOOLS ...
+# load_programs: what this box was built from, as `up` wrote it down: VERSION, and the paths KUBE ETCD KUBECTL ENTER PAUSE RUNTIME TOOLS ...
 load_programs() {
   # shellcheck disable=SC1091
   . "$BOX/programs"
+  choose_version
 }
 
 kubeconfig_path() {

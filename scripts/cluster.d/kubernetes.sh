@@ -61,27 +61,26 @@ cgroupDriver: cgroupfs
 clusterDNS: [10.96.0.10]
 clusterDomain: cluster.local
 containerLogMaxSize: 1Mi
-containerRuntimeEndpoint: unix://$BOX/run/containerd.sock
 # A full disk is the machine's affair, and so are its images.
 evictionHard: {memory.available: "100Mi", nodefs.available: "0%", nodefs.inodesFree: "0%", imagefs.available: "0%"}
 imageGCHighThresholdPercent: 100
-failCgroupV1: false
 failSwapOn: false
 nodeStatusReportFrequency: 1s
 nodeStatusUpdateFrequency: 1s
 resolvConf: /etc/resolv.conf
 tlsCertFile: $BOX/pki/kubelet.crt
 tlsPrivateKeyFile: $BOX/pki/kubelet.key
+$KUBELET_CONFIG
 YAML
   cat >"$BOX/etc/proxy.yaml" <<YAML
 apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
-mode: nftables
 clusterCIDR: $POD_RANGES
 hostnameOverride: node
 clientConnection: {kubeconfig: $BOX/kubeconfig/proxy}
 # These limits are the machine's: leave them as they are.
 conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
+$PROXY_CONFIG
 YAML
 }
 
@@ -95,41 +94,57 @@ component_command() {
     COMMAND=("$ETCD" --data-dir "$BOX/state/etcd" --listen-client-urls http://127.0.0.1:2379
       --advertise-client-urls http://127.0.0.1:2379 --listen-peer-urls http://127.0.0.1:2380 --unsafe-no-fsync --log-level warn) ;;
   apiserver)
-    COMMAND=("$KUBE" kube-apiserver --advertise-address="$NODE_IP" --bind-address="$NODE_IP" --secure-port=6443
+    COMMAND=("$KUBE" kube-apiserver --advertise-address="$NODE_IP" --bind-address=:: --secure-port=6443
       --etcd-servers=http://127.0.0.1:2379 --service-cluster-ip-range="$SERVICE_RANGES"
       --tls-cert-file="$pki/apiserver.crt" --tls-private-key-file="$pki/apiserver.key" --client-ca-file="$pki/ca.crt"
       --kubelet-client-certificate="$pki/admin.crt" --kubelet-client-key="$pki/admin.key"
       --kubelet-preferred-address-types=InternalIP --service-account-issuer=https://kubernetes.default.svc
       --service-account-key-file="$pki/sa.pub" --service-account-signing-key-file="$pki/sa.key"
       --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction --allow-privileged=true
-      --enable-priority-and-fairness=false) ;;
+      --enable-priority-and-fairness=false "${COMPONENT_FLAGS[@]}") ;;
   controller-manager) # at the default client limits (20 requests/s) the Deployment controller starts five seconds later
     COMMAND=("$KUBE" kube-controller-manager --kubeconfig="$kubeconfig/controller-manager"
       --service-account-private-key-file="$pki/sa.key" --root-ca-file="$pki/ca.crt" --use-service-account-credentials=true
       --leader-elect=false --kube-api-qps=500 --kube-api-burst=500 --allocate-node-cidrs=true --cluster-cidr="$POD_RANGES"
-      --node-cidr-mask-size-ipv4=24 --node-cidr-mask-size-ipv6=64 --service-cluster-ip-range="$SERVICE_RANGES") ;;
+      --node-cidr-mask-size-ipv4=24 --node-cidr-mask-size-ipv6=64 --service-cluster-ip-range="$SERVICE_RANGES"
+      "${COMPONENT_FLAGS[@]}") ;;
   scheduler) COMMAND=("$KUBE" kube-scheduler --kubeconfig="$kubeconfig/scheduler" --leader-elect=false) ;;
   kubelet)
     COMMAND=("$KUBE" kubelet --config="$BOX/etc/kubelet.yaml" --kubeconfig="$kubeconfig/node" --hostname-override=node
-      --node-ip="$NODE_IP,fd00:250::2" --root-dir=/var/lib/kubelet --v=2) ;;
+      --node-ip="$NODE_IP,fd00:250::2" --root-dir=/var/lib/kubelet --v=2 "${KUBELET_FLAGS[@]}") ;;
   proxy) COMMAND=("$KUBE" kube-proxy --config="$BOX/etc/proxy.yaml" --v=2) ;;
   *) die "no component $1; see scripts/cluster help" ;;
   esac
 }
 
-# start_component NAME: in the background inside the node; its pid there is in $BOX/run/NAME.pid.
+# start_component NAME: in the background inside the node; its pid there is in $BOX/run/NAME.pid. The script that starts it stays
+# in $BOX/run/NAME.start, for the operator.
 start_component() {
-  local path=$RUNTIME/usr/bin:$RUNTIME/usr/sbin:$SYSTEM_PATH
+  local path=$RUNTIME/usr/bin:$RUNTIME/usr/sbin:$SYSTEM_PATH script=$BOX/run/$1.start
   component_command "$1"
-  # shellcheck disable=SC2016
-  "$ENTER" -d -g "$BOX/cgroups" "$(first_process node)" env -i PATH="$path" HOME=/root TMPDIR=/tmp \
-    sh -c 'echo $$ >"$0" && exec "$@"' "$BOX/run/$1.pid" "${COMMAND[@]}" </dev/null >>"$BOX/log/$1.log" 2>&1 7>&- 8>&- 9>&-
+  cat >"$script" <<SH
+#!/bin/sh
+echo \$\$ >'$BOX/run/$1.pid'
+exec env -i PATH='$path' HOME=/root TMPDIR=/tmp $(printf "'%s' " "${COMMAND[@]}") </dev/null >>'$BOX/log/$1.log' 2>&1
+SH
+  chmod 700 "$script"
+  start_in_node "$script"
 }
 
-# kill_component NAME: without warning, as a crash would.
-kill_component() {
+# start_in_node COMMAND...: in the background.
+start_in_node() {
+  "$ENTER" -d -g "$BOX/cgroups" "$(first_process node)" "$@" </dev/null >>"$BOX/log/node.log" 2>&1 7>&- 8>&- 9>&-
+}
+
+# start_operator: who does to components inside the node what tests in the laptop ask for.
+start_operator() {
+  start_in_node env PATH="$SYSTEM_PATH" "$PARTS/node-operator" "$BOX/run"
+}
+
+# signal_component NAME SIGNAL: KILL, without warning, as a crash would; STOP and CONT, as a machine that hangs for a while.
+signal_component() {
   [[ -s $BOX/run/$1.pid ]] || die "component $1 was never started; see scripts/cluster help"
-  enter node kill -KILL "$(<"$BOX/run/$1.pid")"
+  enter node kill "-$2" "$(<"$BOX/run/$1.pid")"
 }
 
 apiserver_ready() {

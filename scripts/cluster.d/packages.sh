@@ -1,10 +1,8 @@
 # shellcheck shell=bash
 # Debian packages: downloaded from the machine's own mirror and unpacked, never installed.
-#   RUNTIME  containerd, CNI plugins, runc, a static busybox: the same on every machine
+#   RUNTIME  containerd, CNI plugins, runc, a static busybox (versions.sh): the same on every machine
 #   TOOLS    what the machine itself lacks of the commands used inside, with libraries; laid over / inside
 
-# containerd 2 and its CNI plugins come from sid and still run on bookworm's C library; runc 1.3 of sid does not, bookworm's does.
-RUNTIME_PACKAGES=(containerd/sid containernetworking-plugins/sid runc/bookworm busybox-static/bookworm)
 TOOL_PACKAGES=(bind9-dnsutils conntrack curl iproute2 iptables netcat-openbsd nftables openssh-client procps python3 sudo)
 # What this script itself calls, and the package that has it.
 declare -A NEEDED=([openssl]=openssl [ip]=iproute2 [unshare]=util-linux [flock]=util-linux [python3]=python3 [gcc]=gcc [ar]=binutils)
@@ -31,10 +29,25 @@ get_packages() {
   host=$(dpkg-query -W -f '${Package} ${Version} ${db:Status-Status}\n')
   RUNTIME=$CACHE/packages/runtime-$(key "${RUNTIME_PACKAGES[@]}")
   TOOLS=$CACHE/packages/tools-$(key "${TOOL_PACKAGES[@]}" "$suite" "$host" "$(declare -f link_alternatives unpack_merged)")
-  if [[ -d $RUNTIME && -d $TOOLS ]]; then return; fi
+  [[ -d $RUNTIME && -d $TOOLS ]] || with_lock_on_cache packages get_missing_packages "$suite"
+}
+
+get_missing_packages() {
+  local suite=$1
   private_apt "${suite:?this machine is not Debian-like: no VERSION_CODENAME in /etc/os-release}"
   if [[ ! -d $RUNTIME ]]; then unpack "$RUNTIME" download "${RUNTIME_PACKAGES[@]}"; fi
   if [[ ! -d $TOOLS ]]; then unpack "$TOOLS" resolve "${TOOL_PACKAGES[@]}"; fi
+}
+
+# get_build_packages LIST FOLDER: those in LIST, unpacked; of one marked as source, the tarball.
+get_build_packages() {
+  local package kind
+  private_apt "$(. /etc/os-release && echo "${VERSION_CODENAME:-}")"
+  # shellcheck disable=SC2046
+  unpack "$2" download $(awk 'NF == 1' "$1")
+  while read -r package kind; do
+    [[ $kind != source ]] || download_source "$2" "$package" >>"$BOX/log/packages.log" 2>&1
+  done <"$1"
 }
 
 # key TEXT...: a short name for these inputs.
@@ -87,6 +100,16 @@ unpack() {
 
 download() {
   (cd "$1" && apt-get "${APT_PRIVATE[@]}" download "${@:2}")
+}
+
+# download_source FOLDER PACKAGE/SUITE: as Debian has it. The lists of sources are not fetched for anything else.
+download_source() {
+  local home=$CACHE/apt apt=(apt-get "${APT_PRIVATE[@]}")
+  apt+=(-o "Dir::Etc::SourceList=$home/$2.list" -o "Dir::State::Lists=$home/lists-of-sources")
+  mkdir -p "$home/${2%/*}" "$home/lists-of-sources/partial"
+  sed -n "/ ${2#*/} /s/^deb /deb-src /p" "$home/sources.list" >"$home/$2.list"
+  "${apt[@]}" update
+  (cd "$1" && "${apt[@]}" --download-only source "${2%/*}")
 }
 
 # resolve FOLDER PACKAGE...: those the machine does not have installed, and the libraries they miss.

@@ -8,8 +8,10 @@ check_inside() {
     check "exec $place: stdin and stdout" says 'abc' eval "echo abc | on $A exec $place -- cat"
     check "exec $place: working folder" says "$HERE" eval "cd $HERE && on $A exec $place -- pwd"
     check "exec $place: env overrides" says / on "$A" exec "$place" -- env KUBECONFIG=/ printenv KUBECONFIG
-    check "exec $place: kubectl of the cluster's version" mentions 'gitVersion: v1.36' \
-      on "$A" exec "$place" -- kubectl version -o yaml
+    check "exec $place: a kubectl of the newest version" mentions 'gitVersion: v1[.]36' \
+      on "$A" exec "$place" -- kubectl version --client -o yaml
+    check "exec $place: it talks to this version" mentions "\"gitVersion\": \"v$KSHUTTLE_BOX_VERSION[.]" \
+      on "$A" exec "$place" -- kubectl get --raw /version
     check "exec $place: not found is 127" says 127 code_of on "$A" exec "$place" -- no-such-program
     check "exec $place: a signal reaches the command" says 42 signalled "$place"
     check "exec $place: the command dies with exec" dies_with_exec "$place"

@@ -2,7 +2,7 @@
 # `up`: the order of the steps, their times, and what happens when one fails.
 
 # shellcheck disable=SC2153 # NAME is choose_box's
-part packages programs images cgroups node kubernetes laptop objects down
+part packages programs images cgroups node containerd kubernetes laptop objects down
 
 up() {
   with_lock "$CACHE/box/$NAME.lock" up_alone
@@ -10,6 +10,9 @@ up() {
 
 up_alone() {
   if box_lives node && [[ -e $BOX/complete ]]; then
+    local asked=$VERSION
+    load_programs
+    [[ $VERSION == "$asked" ]] || die "box '$NAME' is up with Kubernetes $VERSION, not $asked: take it down first"
     echo "box '$NAME' is up"
     return
   fi
@@ -31,7 +34,8 @@ up_alone() {
   : >"$BOX/complete"
   rm -rf "$BOX.failed"
   trap - EXIT INT TERM HUP
-  printf '%6s s  box %s is up\n' "$(seconds_since "$STARTED")" "'$NAME'"
+  printf '%6s s  box %s is up with Kubernetes %s\n' "$(seconds_since "$STARTED")" "'$NAME'" "$RELEASE"
+  [[ ${#LACKS[@]} == 0 ]] || printf '          it has no %s\n' "${LACKS[@]}"
 }
 
 # prepare: everything that needs the network or minutes, and nothing that runs.
@@ -63,9 +67,9 @@ begin() {
 
 get_parts() {
   step packages 'commands this script needs' get_needed_commands
-  step packages packages with_lock_on_cache get_packages
-  step build programs with_lock_on_cache build_programs
-  step images 'image archives' with_lock_on_cache make_images
+  step packages packages get_packages
+  step build programs build_programs
+  step images 'image archives' with_lock_on_cache images make_images
   write_programs
 }
 
@@ -100,17 +104,21 @@ give_up() {
   exit "$(($1 ? $1 : 1))"
 }
 
+# with_lock_on_cache PART COMMAND...: one box at a time fills this part. A build may take minutes and needs packages, so each
+# program is a part of its own, and nobody who wants another waits.
 with_lock_on_cache() {
-  exec 8>"$CACHE/lock"
-  flock 8
-  "$@"
-  exec 8>&-
+  local lock
+  mkdir -p "$CACHE/locks"
+  exec {lock}>"$CACHE/locks/$1"
+  flock "$lock"
+  "${@:2}"
+  exec {lock}>&-
 }
 
 # write_programs: for the commands that follow `up`, load_programs.
 write_programs() {
   local name
-  for name in KUBE ETCD KUBECTL ENTER PAUSE RUNTIME TOOLS MKIMAGE BENCH; do
+  for name in VERSION KUBE ETCD KUBECTL ENTER PAUSE RUNTIME TOOLS MKIMAGE BENCH; do
     printf '%s=%q\n' "$name" "${!name}"
   done >"$BOX/programs"
 }
@@ -140,4 +148,5 @@ start_node_components() {
   for name in controller-manager scheduler kubelet proxy; do
     start_component "$name"
   done
+  start_operator
 }

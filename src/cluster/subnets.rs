@@ -96,22 +96,37 @@ async fn service_ranges(cluster: &Cluster, notes: &mut Vec<String>) -> Result<Ve
 }
 
 /// Creates a Service with an address it cannot have, as a dry run: nothing is made even where it could.
+///
+/// API servers before 1.23 look at no address in a dry run. They are asked once more without, for a Service that is wrong
+/// in a second way, which they see only after the address (`pkg/registry/core/service/storage/rest.go`, 1.20): so
+/// that one is not made either, whatever the address.
 async fn refused_ranges(
     cluster: &Cluster,
     address: &str,
 ) -> Result<Result<Vec<IpNet>, String>, SubnetsError> {
-    let api: Api<Service> = Api::namespaced(cluster.client().clone(), cluster.namespace());
-    let service: Service = serde_json::from_value(json!({
-        "metadata": {"generateName": "kshuttle-range-"},
-        "spec": {"clusterIP": address, "ports": [{"port": 1}]}
-    }))
-    .expect("the fields are those of a Service");
-    let dry_run = PostParams { dry_run: true, field_manager: None };
-    Ok(match open(ask(api.create(&dry_run, &service)).await)? {
-        Ok(_) => Ok(Vec::new()),
+    let mut spec = json!({"type": "ClusterIP", "clusterIP": address, "ports": [{"port": 1}]});
+    let mut answer = create_service(cluster, &spec, true).await?;
+    if answer.is_ok() {
+        spec["externalTrafficPolicy"] = "Local".into(); // only a NodePort or a LoadBalancer may say so
+        answer = create_service(cluster, &spec, false).await?;
+    }
+    Ok(match answer {
+        Ok(()) => Ok(Vec::new()),
         Err(ApiError::Other { message, .. }) => Ok(in_words(&message)),
         Err(closed) => Err(closed.to_string()),
     })
+}
+
+async fn create_service(
+    cluster: &Cluster,
+    spec: &serde_json::Value,
+    dry_run: bool,
+) -> Result<Result<(), ApiError>, SubnetsError> {
+    let api: Api<Service> = Api::namespaced(cluster.client().clone(), cluster.namespace());
+    let service = json!({"metadata": {"generateName": "kshuttle-range-"}, "spec": spec});
+    let service = serde_json::from_value(service).expect("the fields are those of a Service");
+    let parameters = PostParams { dry_run, field_manager: None };
+    open(ask(api.create(&parameters, &service)).await).map(|answer| answer.map(drop))
 }
 
 async fn pod_ranges(cluster: &Cluster, notes: &mut Vec<String>) -> Result<Vec<IpNet>, SubnetsError> {
@@ -199,6 +214,7 @@ mod tests {
     const CIDRS: &str = "GET /apis/networking.k8s.io/v1/servicecidrs";
     const NODES: &str = "GET /api/v1/nodes";
     const SERVICES: &str = "POST /api/v1/namespaces/dev/services?&dryRun=All";
+    const REALLY: &str = "POST /api/v1/namespaces/dev/services?";
 
     fn recorded(text: &str) -> Value {
         serde_json::from_str(text).unwrap()
@@ -256,6 +272,44 @@ mod tests {
         assert!(found.notes[0].contains("before Kubernetes 1.33"), "{:?}", found.notes);
         assert_eq!(found.notes[1], "pods: unknown (user `eve` may not list nodes in this cluster)");
         assert_eq!(api.asked()[1].body["spec"]["clusterIP"], "192.0.2.1");
+        assert_eq!(api.left(), 0);
+    }
+
+    /// Before 1.23 no address is looked at in a dry run.
+    #[tokio::test]
+    async fn a_dry_run_that_looks_at_no_address_is_followed_by_what_cannot_be_made() {
+        // As Kubernetes 1.20 says it.
+        let invalid = |range: &str| {
+            format!(
+                "Service \"x\" is invalid: spec.clusterIPs: Invalid value: []string{{\"192.0.2.1\"}}: failed to \
+                 allocated ip:192.0.2.1 with error:provided IP is not in the valid range. The range of valid IPs is \
+                 {range}"
+            )
+        };
+        let accepted = || Answer::ok(SERVICES, json!({"metadata": {"name": "x"}}));
+        let api = FakeApi::start([
+            Answer::refusal(CIDRS, 404, "NotFound", "the server could not find the requested resource"),
+            accepted(),
+            Answer::refusal(REALLY, 422, "Invalid", &invalid("10.96.0.0/12")),
+            accepted(),
+            Answer::refusal(REALLY, 422, "Invalid", &invalid("fd00:10:96::/112")),
+            Answer::ok(NODES, nodes()),
+        ])
+        .await;
+        let found = discover(&api.cluster).await.unwrap();
+        assert!(
+            found.notes[0].starts_with("Services: 10.96.0.0/12, fd00:10:96::/112 (the"),
+            "{:?}",
+            found.notes
+        );
+        let asked = api.asked();
+        let spec = |request: usize| &asked[request].body["spec"];
+        assert_eq!(spec(1)["externalTrafficPolicy"], Value::Null, "else its validation would answer");
+        for request in [2, 4] {
+            assert!(!asked[request].line.contains("dryRun"), "{}", asked[request].line);
+            assert_eq!(spec(request)["type"], "ClusterIP");
+            assert_eq!(spec(request)["externalTrafficPolicy"], "Local", "no server makes this");
+        }
         assert_eq!(api.left(), 0);
     }
 

@@ -8,6 +8,7 @@
 
 mod carry;
 mod end;
+mod faults;
 mod forward;
 mod place;
 mod pod;
@@ -17,6 +18,7 @@ mod runtime;
 mod scene;
 mod socks;
 mod streams;
+mod ways;
 
 use std::process::ExitCode;
 
@@ -55,12 +57,33 @@ const BOX: &[Test] = tests! {
         addresses_and_names_without_root;
     forward:
         pods_and_services_by_every_name,
+        several_ports_over_websocket,
+        several_ports_over_spdy,
         a_refused_port_leaves_the_other_connections_alone,
         an_answer_after_the_applications_end_is_whole,
         a_reset_of_the_pod_and_the_end_of_the_command_are_resets,
         the_next_connection_reaches_the_replacement,
         a_named_pod_that_is_gone_ends_it,
         what_cannot_be_forwarded_is_told;
+    faults:
+        the_api_server_is_killed,
+        the_container_runtime_is_killed,
+        the_kubelet_is_killed,
+        the_pod_is_deleted,
+        the_pod_is_deleted_by_force,
+        the_api_server_hangs,
+        the_network_swallows_everything;
+    ways:
+        proxies_of_the_environment_carry_everything,
+        proxies_of_the_kubeconfig_carry_everything,
+        proxies_lead_to_ipv6,
+        no_proxy_exempts,
+        a_proxy_that_is_not_there_is_named,
+        a_client_certificate_is_shown,
+        a_token_is_shown,
+        an_exec_plugin_is_asked,
+        one_acts_as_somebody_else,
+        what_somebody_else_may_not_is_named;
     streams:
         auto_takes_the_first_way_the_api_server_knows,
         auto_falls_back_to_what_is_permitted,
@@ -85,6 +108,7 @@ const BOX: &[Test] = tests! {
     pod:
         the_role_is_enough_in_a_restricted_namespace_for_any_user_id,
         refusals_name_what_is_missing,
+        a_policys_refusal_is_told,
         ranges_are_those_of_the_cluster_or_a_hint,
         the_address_of_the_api_server_is_guarded;
 };
@@ -110,22 +134,33 @@ const ANY_CLUSTER: &[Test] = tests! {
         an_idle_server_ends_and_the_next_session_removes_its_pod;
 };
 
+/// Tests of what not every Kubernetes has: the minor version that brought it, and its name.
+const SINCE: &[(&str, u32, &str)] = &[
+    ("pod::a_policys_refusal_is_told", 23, "Pod Security admission"),
+    ("forward::several_ports_over_websocket", 31, "port-forward by SPDY within WebSocket"),
+];
+
 fn main() -> ExitCode {
     let (inside, context) =
         (std::env::var_os("KSHUTTLE_BOX_INSIDE"), std::env::var_os("KSHUTTLE_TEST_CONTEXT"));
     let programs = std::env::var_os("KSHUTTLE_TEST_PROGRAMS");
     let missing = (programs.is_none() || (inside.is_none() && context.is_none()))
         .then(|| "not inside the laptop of `scripts/cluster`: `scripts/test` runs them".to_owned());
-    let mut tests =
-        if inside.is_some() { [REDIRECTED, BOX, ANY_CLUSTER].concat() } else { ANY_CLUSTER.to_vec() };
-    if runtime::idle().is_some() {
-        tests.extend(IDLE);
-    } else {
-        for (name, _) in IDLE {
-            println!(
-                "test {name} ... ignored, the runtime keeps idle streams for hours: see KSHUTTLE_BOX_STREAM_IDLE"
-            );
-        }
-    }
-    run(&tests, missing)
+    let tests =
+        if inside.is_some() { [REDIRECTED, BOX, ANY_CLUSTER, IDLE].concat() } else { ANY_CLUSTER.to_vec() };
+    run(&tests, |name| missing.clone().or_else(|| too_old(name)).or_else(|| too_patient(name)))
+}
+
+/// Why this test cannot run on the box's version of Kubernetes (`1.MINOR`, from `scripts/cluster exec`).
+fn too_old(test: &str) -> Option<String> {
+    let version = std::env::var("KSHUTTLE_BOX_VERSION").ok()?;
+    let minor: u32 = version.strip_prefix("1.")?.parse().ok()?;
+    let (_, since, what) = SINCE.iter().find(|(name, since, _)| *name == test && minor < *since)?;
+    Some(format!("Kubernetes {version} has no {what}, which came with 1.{since}"))
+}
+
+/// Why this test cannot run with the box's container runtime.
+fn too_patient(test: &str) -> Option<String> {
+    (runtime::idle().is_none() && IDLE.iter().any(|(name, _)| *name == test))
+        .then(|| "the runtime keeps idle streams for hours: see KSHUTTLE_BOX_STREAM_IDLE".to_owned())
 }

@@ -30,13 +30,13 @@ fn from_environment(name: &str) -> PathBuf {
 async fn administrator(namespace: &str) -> Cluster {
     let namespace = Some(namespace.to_owned());
     let context = std::env::var("KSHUTTLE_TEST_CONTEXT").ok();
-    connect(&Options { kubeconfig: None, namespace, context }).await.unwrap()
+    connect(&Options { namespace, context, ..Default::default() }).await.unwrap()
 }
 
 async fn limited(namespace: &str) -> Cluster {
     let namespace = Some(namespace.to_owned());
     let kubeconfig = Some(from_environment("KSHUTTLE_BOX_LIMITED"));
-    connect(&Options { kubeconfig, namespace, context: None }).await.unwrap()
+    connect(&Options { kubeconfig, namespace, ..Default::default() }).await.unwrap()
 }
 
 fn payload() -> Payload {
@@ -201,7 +201,11 @@ pub(crate) fn refusals_name_what_is_missing() {
         assert!(matches!(error.api_error(), Some(ApiError::NoNamespace(_))), "{error:?}");
         let error = create(&cluster, &options(delivered(), RunAs::Default), |_| {}).await.unwrap_err();
         assert!(matches!(error.api_error(), Some(ApiError::NoNamespace(_))), "{error:?}");
+    });
+}
 
+pub(crate) fn a_policys_refusal_is_told() {
+    block_on(async {
         let cluster = administrator("locked").await;
         let error = create(&cluster, &options(delivered(), RunAs::Uid(0)), |_| {}).await.unwrap_err();
         println!("{}", error.api_error().unwrap());

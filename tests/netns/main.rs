@@ -60,5 +60,6 @@ const TESTS: &[Test] = tests! {
 };
 
 fn main() -> ExitCode {
-    run(TESTS, scene::missing())
+    let missing = scene::missing();
+    run(TESTS, |_| missing.clone())
 }
