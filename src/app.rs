@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::addr::Subnet;
-use crate::cli::{ClusterArgs, PortForwardArgs, RedirectArgs, SocksArgs};
+use crate::cli::{ClusterArgs, PodArgs, PortForwardArgs, RedirectArgs, SocksArgs};
 use crate::cluster::client::{self, Cluster};
 use crate::cluster::delivery::Payload;
 use crate::cluster::port_forward::{Dialer, PortForwardStream};
@@ -46,7 +46,7 @@ const LISTEN_PAUSE: Duration = Duration::from_millis(100);
 pub async fn redirect(cluster: &ClusterArgs, args: &RedirectArgs, helper: Starting) -> anyhow::Result<()> {
     run(async |parts: &mut Parts, steps: &mut Steps| {
         parts.helper = Some(helper.hello().await?);
-        let (cluster, session) = parts.open_tunnel(cluster, steps).await?;
+        let (cluster, session) = parts.open_tunnel(cluster, &args.pod, steps).await?;
         let ranges = ranges(&cluster, &args.subnets, steps).await?;
         parts.redirect(&cluster, &session, ranges, &args.exclude, steps).await?;
         steps.ready("Ctrl-C ends it");
@@ -63,7 +63,7 @@ pub async fn socks(cluster: &ClusterArgs, args: &SocksArgs) -> anyhow::Result<()
     run(async |parts: &mut Parts, steps: &mut Steps| {
         // Before anything else: the commonest mistake is a port that is taken.
         let listener = proxy::listen(args.listen).with_context(|| format!("listen on {}", args.listen))?;
-        let (_, session) = parts.open_tunnel(cluster, steps).await?;
+        let (_, session) = parts.open_tunnel(cluster, &args.pod, steps).await?;
         let address = listener.local_addr().context("ask for the port")?;
         let (connections, tunnel) = (parts.connections.clone(), session.clone());
         parts.listeners.spawn(async move { socks::serve(listener, &connections, tunnel).await });
@@ -131,11 +131,12 @@ impl Parts {
     async fn open_tunnel(
         &mut self,
         args: &ClusterArgs,
+        pod: &PodArgs,
         steps: &mut Steps,
     ) -> anyhow::Result<(Cluster, Session)> {
         let cluster = connect_cluster(args, steps).await?;
         let identity = Identity::generate().context("make this session's key")?;
-        let pod = self.start_pod(&cluster, args, &identity, steps).await?;
+        let pod = self.start_pod(&cluster, pod, &identity, steps).await?;
         let dialer = Dialer::new(cluster.client().clone(), cluster.namespace(), args.transport);
         let session = tokio::select! {
             session = connect(&dialer, pod.name(), &identity, steps) => session?,
@@ -149,7 +150,7 @@ impl Parts {
     async fn start_pod(
         &mut self,
         cluster: &Cluster,
-        args: &ClusterArgs,
+        args: &PodArgs,
         identity: &Identity,
         steps: &mut Steps,
     ) -> anyhow::Result<&SshdPod> {
@@ -268,10 +269,7 @@ impl Parts {
         if let Some(pod) = self.pod.take() {
             match pod.delete().await {
                 Ok(()) => steps.done("pod", "deleted"),
-                Err(error) => steps.say(format_args!(
-                    "warning: {}; it ends by itself when its idle time is over",
-                    crate::report::chain(&error)
-                )),
+                Err(error) => steps.say(format_args!("warning: {}", crate::report::chain(&error))),
             }
         }
     }
@@ -282,6 +280,8 @@ async fn connect_cluster(args: &ClusterArgs, steps: &mut Steps) -> anyhow::Resul
         kubeconfig: args.kubeconfig.clone(),
         context: args.context.clone(),
         namespace: args.namespace.clone(),
+        as_user: args.as_user.clone(),
+        as_groups: args.as_groups.clone(),
     };
     let cluster = client::connect(&options).await?;
     steps.done("cluster", format_args!("{}, namespace {}", cluster.server(), cluster.namespace()));

@@ -29,7 +29,7 @@ pub struct Cli {
     #[command(flatten)]
     pub redirect: RedirectArgs,
 
-    /// Which cluster, and the pod in it.
+    /// Which cluster.
     #[command(flatten)]
     pub cluster: ClusterArgs,
 }
@@ -74,6 +74,10 @@ pub struct RedirectArgs {
     /// Leave this range alone, even inside a SUBNET (may be given more than once)
     #[arg(short = 'x', long, value_name = "SUBNET")]
     pub exclude: Vec<Subnet>,
+
+    /// The pod the traffic goes through.
+    #[command(flatten)]
+    pub pod: PodArgs,
 }
 
 /// Flags of `kshuttle socks`.
@@ -82,6 +86,10 @@ pub struct SocksArgs {
     /// Where to listen
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:1080")]
     pub listen: SocketAddr,
+
+    /// The pod the traffic goes through.
+    #[command(flatten)]
+    pub pod: PodArgs,
 }
 
 /// Flags of `kshuttle port-forward`.
@@ -120,25 +128,38 @@ pub struct ClusterArgs {
     #[arg(long, global = true, value_name = "WAY", default_value_t = Transport::Auto)]
     pub transport: Transport,
 
-    /// Run this image as the pod's server, instead of delivering the server without an image
-    #[arg(long, global = true, value_name = "IMAGE")]
-    pub image: Option<String>,
+    /// Act as this user, as far as the cluster lets us; goes before the kubeconfig's
+    #[arg(long = "as", global = true, value_name = "USER")]
+    pub as_user: Option<String>,
 
-    /// Image on the nodes to carry the delivered server; nothing of it is used
-    #[arg(long, global = true, value_name = "IMAGE", conflicts_with = "image")]
-    pub carrier_image: Option<String>,
-
-    /// User id the pod runs as
-    #[arg(long, global = true, value_name = "UID")]
-    pub run_as_user: Option<i64>,
-
-    /// Time without a client after which the pod ends by itself, e.g. 90s or 5m
-    #[arg(long, global = true, value_name = "TIME", default_value = "5m", value_parser = duration)]
-    pub pod_idle: Duration,
+    /// Act as a member of this group, too (may be given more than once)
+    #[arg(long = "as-group", global = true, value_name = "GROUP", requires = "as_user")]
+    pub as_groups: Vec<String>,
 
     /// Say more: -v what happens, -vv each connection, -vvv everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
+}
+
+/// Flags of the commands that start a pod of ours.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Pod")]
+pub struct PodArgs {
+    /// Run this image as the pod's server, instead of delivering the server without an image
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<String>,
+
+    /// Image on the nodes to carry the delivered server; nothing of it is used
+    #[arg(long, value_name = "IMAGE", conflicts_with = "image")]
+    pub carrier_image: Option<String>,
+
+    /// User id the pod runs as
+    #[arg(long, value_name = "UID")]
+    pub run_as_user: Option<i64>,
+
+    /// Time without a client after which the pod ends by itself, e.g. 90s or 5m
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
+    pub pod_idle: Duration,
 }
 
 /// A number with `s`, `m` or `h`, as Go and kubectl write short times.
@@ -202,8 +223,40 @@ mod tests {
     }
 
     #[test]
+    fn flags_of_our_pod_belong_to_the_commands_that_start_one() {
+        let flags = ["--image", "registry.example/sshd:1", "--run-as-user", "1000", "--pod-idle", "90s"];
+        let cli = Cli::parse_from(["kshuttle"].into_iter().chain(flags));
+        assert_eq!(cli.redirect.pod.image.as_deref(), Some("registry.example/sshd:1"));
+        let cli = Cli::parse_from(["kshuttle", "socks"].into_iter().chain(flags));
+        let Some(Command::Socks(args)) = cli.command else { panic!() };
+        assert_eq!(args.pod.pod_idle, Duration::from_secs(90));
+        for flag in ["--image=x", "--carrier-image=x", "--run-as-user=1", "--pod-idle=1s"] {
+            for line in [
+                ["kshuttle", "port-forward", "web", "80", flag],
+                ["kshuttle", flag, "port-forward", "web", "80"],
+            ] {
+                assert!(Cli::try_parse_from(line).is_err(), "{line:?}: it has no pod of ours");
+            }
+        }
+    }
+
+    #[test]
+    fn one_can_act_as_somebody_else() {
+        let line = "kshuttle port-forward web 80 --as jane --as-group devs --as-group ops";
+        let cli = Cli::parse_from(line.split(' '));
+        assert_eq!(cli.cluster.as_user.as_deref(), Some("jane"));
+        assert_eq!(cli.cluster.as_groups, ["devs", "ops"]);
+    }
+
+    #[test]
     fn wrong_words_are_refused() {
-        for arguments in [&["10.0.0.0/40"][..], &["sock"], &["-x", "office"], &["--pod-idle", "0s"]] {
+        for arguments in [
+            &["10.0.0.0/40"][..],
+            &["sock"],
+            &["-x", "office"],
+            &["--pod-idle", "0s"],
+            &["--as-group", "devs"],
+        ] {
             let line = std::iter::once("kshuttle").chain(arguments.iter().copied());
             assert!(Cli::try_parse_from(line).is_err(), "{arguments:?}");
         }

@@ -67,6 +67,7 @@ set_inside_environment() {
   local place=$1
   unset LD_PRELOAD http_proxy https_proxy all_proxy no_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY
   export KSHUTTLE_BOX_INSIDE=$place KSHUTTLE_BOX_VERSION=$VERSION KSHUTTLE_BOX_LIMITED=$BOX/kubeconfig/limited
+  export KSHUTTLE_BOX_OPERATOR=$BOX/run/operator.sock
   KSHUTTLE_BOX_STREAM_IDLE=$(sed -n "s/^ *stream_idle_timeout = '\([^']*\)'.*/\1/p" "$BOX/etc/containerd.toml")
   export KSHUTTLE_BOX_STREAM_IDLE
   export KUBECONFIG=$BOX/kubeconfig/admin PATH=${KUBECTL%/*}:$SYSTEM_PATH:$PATH

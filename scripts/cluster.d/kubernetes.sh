@@ -94,7 +94,7 @@ component_command() {
     COMMAND=("$ETCD" --data-dir "$BOX/state/etcd" --listen-client-urls http://127.0.0.1:2379
       --advertise-client-urls http://127.0.0.1:2379 --listen-peer-urls http://127.0.0.1:2380 --unsafe-no-fsync --log-level warn) ;;
   apiserver)
-    COMMAND=("$KUBE" kube-apiserver --advertise-address="$NODE_IP" --bind-address="$NODE_IP" --secure-port=6443
+    COMMAND=("$KUBE" kube-apiserver --advertise-address="$NODE_IP" --bind-address=:: --secure-port=6443
       --etcd-servers=http://127.0.0.1:2379 --service-cluster-ip-range="$SERVICE_RANGES"
       --tls-cert-file="$pki/apiserver.crt" --tls-private-key-file="$pki/apiserver.key" --client-ca-file="$pki/ca.crt"
       --kubelet-client-certificate="$pki/admin.crt" --kubelet-client-key="$pki/admin.key"
@@ -117,19 +117,34 @@ component_command() {
   esac
 }
 
-# start_component NAME: in the background inside the node; its pid there is in $BOX/run/NAME.pid.
+# start_component NAME: in the background inside the node; its pid there is in $BOX/run/NAME.pid. The script that starts it stays
+# in $BOX/run/NAME.start, for the operator.
 start_component() {
-  local path=$RUNTIME/usr/bin:$RUNTIME/usr/sbin:$SYSTEM_PATH
+  local path=$RUNTIME/usr/bin:$RUNTIME/usr/sbin:$SYSTEM_PATH script=$BOX/run/$1.start
   component_command "$1"
-  # shellcheck disable=SC2016
-  "$ENTER" -d -g "$BOX/cgroups" "$(first_process node)" env -i PATH="$path" HOME=/root TMPDIR=/tmp \
-    sh -c 'echo $$ >"$0" && exec "$@"' "$BOX/run/$1.pid" "${COMMAND[@]}" </dev/null >>"$BOX/log/$1.log" 2>&1 7>&- 8>&- 9>&-
+  cat >"$script" <<SH
+#!/bin/sh
+echo \$\$ >'$BOX/run/$1.pid'
+exec env -i PATH='$path' HOME=/root TMPDIR=/tmp $(printf "'%s' " "${COMMAND[@]}") </dev/null >>'$BOX/log/$1.log' 2>&1
+SH
+  chmod 700 "$script"
+  start_in_node "$script"
 }
 
-# kill_component NAME: without warning, as a crash would.
-kill_component() {
+# start_in_node COMMAND...: in the background.
+start_in_node() {
+  "$ENTER" -d -g "$BOX/cgroups" "$(first_process node)" "$@" </dev/null >>"$BOX/log/node.log" 2>&1 7>&- 8>&- 9>&-
+}
+
+# start_operator: who does to components inside the node what tests in the laptop ask for.
+start_operator() {
+  start_in_node env PATH="$SYSTEM_PATH" "$PARTS/node-operator" "$BOX/run"
+}
+
+# signal_component NAME SIGNAL: KILL, without warning, as a crash would; STOP and CONT, as a machine that hangs for a while.
+signal_component() {
   [[ -s $BOX/run/$1.pid ]] || die "component $1 was never started; see scripts/cluster help"
-  enter node kill -KILL "$(<"$BOX/run/$1.pid")"
+  enter node kill "-$2" "$(<"$BOX/run/$1.pid")"
 }
 
 apiserver_ready() {

@@ -138,10 +138,23 @@ check_components() {
   check_not 'it is gone' node kubectl get --raw /readyz
   check 'start apiserver' on "$A" start apiserver
   check 'it is back' eventually node kubectl get --raw /readyz
+  check 'pause apiserver' on "$A" pause apiserver
+  check_not 'it does not answer' node kubectl --request-timeout=1s get --raw /readyz
+  check 'resume apiserver' on "$A" resume apiserver
+  check 'it answers' node kubectl get --raw /readyz
+  check 'the operator takes orders in the laptop' says ok ordered pause scheduler
+  check 'the operator says what it cannot do' mentions 'No such file' ordered kill nothing
+  ordered resume scheduler >/dev/null
   check 'kill containerd' on "$A" kill containerd
   check 'start containerd' on "$A" start containerd
   check 'pods survived' says 'hello from the cluster' page "$A" hello 80
   check 'a pod can be entered again' eventually node kubectl exec deploy/hello -- true
+}
+
+# ordered VERB COMPONENT: what the node's operator answers to the laptop.
+ordered() {
+  # shellcheck disable=SC2016
+  on "$A" exec laptop -- sh -c 'echo "$@" | nc -NU "$KSHUTTLE_BOX_OPERATOR"' sh "$@"
 }
 
 eventually() {

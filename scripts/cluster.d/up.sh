@@ -148,4 +148,5 @@ start_node_components() {
   for name in controller-manager scheduler kubelet proxy; do
     start_component "$name"
   done
+  start_operator
 }

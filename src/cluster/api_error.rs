@@ -106,6 +106,26 @@ pub(crate) async fn ask_within<T>(
     }
 }
 
+/// The kubeconfig's exec plugin ran and failed.
+#[derive(Debug, thiserror::Error)]
+#[error("the exec plugin failed with {status}: {text}")]
+struct PluginError {
+    status: std::process::ExitStatus,
+    /// What it wrote to standard error, shortened.
+    text: String,
+}
+
+/// kube's words about a failed plugin hold its environment and its output, in which there may be a token.
+pub(crate) fn credentials(error: kube::client::AuthError) -> Box<dyn StdError + Send + Sync> {
+    match error {
+        kube::client::AuthError::AuthExecRun { out, .. } => {
+            let text = shorten(String::from_utf8_lossy(&out.stderr).trim());
+            Box::new(PluginError { status: out.status, text })
+        }
+        other => Box::new(other),
+    }
+}
+
 impl From<kube::Error> for ApiError {
     fn from(error: kube::Error) -> Self {
         use kube::Error as E;
@@ -115,7 +135,7 @@ impl From<kube::Error> for ApiError {
             E::Service(source) => Self::from_service(source),
             E::HyperError(source) => Self::Transport(Box::new(source)),
             E::ReadEvents(source) => Self::Transport(Box::new(source)),
-            E::Auth(source) => Self::Credentials(Box::new(source)),
+            E::Auth(source) => Self::Credentials(credentials(source)),
             E::SerdeError(source) => Self::Strange(Box::new(source)),
             E::FromUtf8(source) => Self::Strange(Box::new(source)),
             other => Self::Transport(Box::new(other)),
@@ -126,7 +146,7 @@ impl From<kube::Error> for ApiError {
 impl ApiError {
     fn from_service(source: Box<dyn StdError + Send + Sync>) -> Self {
         match source.downcast::<kube::client::AuthError>() {
-            Ok(auth) => Self::Credentials(auth),
+            Ok(auth) => Self::Credentials(credentials(*auth)),
             Err(source) => Self::Transport(source),
         }
     }

@@ -1,9 +1,10 @@
 //! Who we are to the API server: from a kubeconfig (or the pod we run in) to one client that everything shares.
 //!
 //! States: options → kubeconfig → context → configuration → client → probed. Each step has its error.
-//! The proxy is chosen in `client/proxy.rs`; what uses the client is beside this file.
+//! The proxy is chosen in `client/proxy.rs`, connections are made in `client/stack.rs`; what uses the client is beside this file.
 
 mod proxy;
+mod socks;
 mod stack;
 
 use std::collections::BTreeSet;
@@ -17,7 +18,7 @@ use http::Uri;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 
-use super::api_error::{ApiError, ask_within};
+use super::api_error::{ApiError, ask_within, credentials};
 
 /// Longest wait for a TCP and TLS handshake, and for the first answer. A person is waiting; kubectl's is 30 s.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
@@ -33,6 +34,10 @@ pub struct Options {
     pub context: Option<String>,
     /// A namespace in place of the context's.
     pub namespace: Option<String>,
+    /// A user to act as, in place of the one the kubeconfig may name.
+    pub as_user: Option<String>,
+    /// Groups to act as a member of; they mean something only with a user.
+    pub as_groups: Vec<String>,
 }
 
 /// A cluster that answered. Cheap to clone; all clones share one client.
@@ -151,6 +156,13 @@ pub async fn connect(options: &Options) -> Result<Cluster, ClusterError> {
     if let Some(namespace) = &options.namespace {
         config.default_namespace.clone_from(namespace);
     }
+    if options.as_user.is_some() {
+        // Somebody else altogether: nothing of whom the kubeconfig names.
+        let who = &mut config.auth_info;
+        who.impersonate.clone_from(&options.as_user);
+        who.impersonate_groups = Some(options.as_groups.clone());
+        (who.impersonate_uid, who.impersonate_user_extra) = (None, None);
+    }
 
     let (namespace, proxy) = (config.default_namespace.clone(), config.proxy_url.clone());
     // The exec plugin is waited for on this thread, so it must not be one of the runtime's.
@@ -241,7 +253,7 @@ fn pick(kubeconfig: &Kubeconfig, wanted: Option<&str>) -> Result<(String, Option
 /// kube's messages repeat their source, so only the source is kept where there is one.
 fn inner(error: kube::Error) -> Box<dyn StdError + Send + Sync> {
     match error {
-        kube::Error::Auth(source) => Box::new(source),
+        kube::Error::Auth(source) => credentials(source),
         kube::Error::RustlsTls(source) => Box::new(source),
         kube::Error::InferKubeconfig(source) => Box::new(source),
         other => Box::new(other),

@@ -129,7 +129,7 @@ pub enum PodError {
         source: wait::StartFailure,
     },
     /// It is still there.
-    #[error("cannot delete pod `{pod}`; it ends by itself when nobody uses it")]
+    #[error("cannot delete pod `{pod}`, which ends by itself when its idle time is over")]
     Delete {
         /// The pod's name.
         pod: String,

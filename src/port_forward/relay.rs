@@ -1,8 +1,8 @@
 //! One local connection and one stream to a pod's port joined: FIN as FIN, everything else as RST.
 //!
 //! The protocol has no half-close: the runtime closes the pod's socket at most 1 s after our FIN, whatever the pod still has
-//! to say. So the application's FIN is held back until both directions were quiet for [`QUIET`] or, when an answer flows,
-//! [`QUIET_IN_ANSWER`]: it is not cut. What the application sent before the pod's first byte is kept ([`Sent`]), so that it can be sent to another pod
+//! to say. So the application's FIN is held back until both directions were quiet for [`QUIET`]: an answer that flows, or waits
+//! for the application to read, is not cut. If one is cut all the same, the application is told by a reset. What the application sent before the pod's first byte is kept ([`Sent`]), so that it can be sent to another pod
 //! when this one turns out to have refused the connection.
 
 use std::io;
@@ -13,19 +13,14 @@ use bytes::Bytes;
 use kshuttle_wire::relay::{disarm, read_some, reset_by_peer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// The application's FIN waits until nothing went either way for this long. Longer than a round trip with one loss;
 /// a connection that is over stays open this much longer.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// The same once an answer flows ([`ANSWER_FLOWS`]): it is over when the pod says so, and what is cut off here is lost without
-/// a sign. Longer than a busy machine or a bad network stalls.
-const QUIET_IN_ANSWER: Duration = Duration::from_secs(10);
-
-/// Bytes of the pod after the application's end that make an answer which flows: more than what was on its way already.
-const ANSWER_FLOWS: u64 = 1 << 20;
+/// The runtime closes the pod's socket this long after our FIN, if the pod has not.
+const CUT_AFTER: Duration = Duration::from_secs(1);
 
 /// After the pod's end and ours an application may keep its direction open for this long, as the kernel would let it
 /// (`tcp_fin_timeout`).
@@ -47,6 +42,9 @@ pub(super) enum RelayError {
     /// The pod's side, or the way there.
     #[error(transparent)]
     Pod(io::Error),
+    /// After our FIN, in an answer. Ends that the pod means come earlier, or without a byte since.
+    #[error("the node closed the connection {} s after the application's end, perhaps in the middle of an answer", CUT_AFTER.as_secs())]
+    Cut,
 }
 
 /// What the application has sent so far, as long as it may have to be sent again. Lives as long as its connection.
@@ -95,24 +93,39 @@ impl Sent {
 struct Common<'a> {
     sent: &'a mut Sent,
     last_byte: Instant,
-    /// Bytes of the pod since the application's end.
-    answer: u64,
+    /// The application has not taken yet what the pod sent.
+    is_behind: bool,
+    /// When the application's FIN went to the pod.
+    finished: Option<Instant>,
+    /// Something came from the pod since.
+    answered_since: bool,
 }
 
 impl Common<'_> {
-    fn answered(&mut self, length: usize) {
-        if self.sent.finished {
-            self.answer += length as u64;
-        }
+    fn answered(&mut self) {
         if !self.sent.answered {
             self.sent.answered = true;
             self.sent.forget();
         }
+        self.answered_since = self.finished.is_some();
+        self.is_behind = true;
     }
 
-    /// When it will have been quiet for long enough.
+    /// The application took it.
+    fn passed_on(&mut self) {
+        self.is_behind = false;
+        self.last_byte = Instant::now();
+    }
+
+    /// From when on the pod may be told the application's end, as far as is known now.
     fn quiet_at(&self) -> Instant {
-        self.last_byte + if self.answer < ANSWER_FLOWS { QUIET } else { QUIET_IN_ANSWER }
+        let busy_until = if self.is_behind { Instant::now() } else { self.last_byte };
+        busy_until + QUIET
+    }
+
+    /// Whether the runtime may have made the pod's end.
+    fn is_cut(&self) -> bool {
+        self.answered_since && self.finished.is_some_and(|at| at.elapsed() >= CUT_AFTER)
     }
 }
 
@@ -126,7 +139,13 @@ pub(super) async fn relay(
     sent: &mut Sent,
 ) -> Result<(), RelayError> {
     let _ = socket.set_nodelay(true); // an optimisation; without it only small writes wait
-    let common = Mutex::new(Common { sent, last_byte: Instant::now(), answer: 0 });
+    let common = Mutex::new(Common {
+        sent,
+        last_byte: Instant::now(),
+        is_behind: false,
+        finished: None,
+        answered_since: false,
+    });
     let (from_pod, to_pod) = tokio::io::split(pod);
     let (read, mut to_socket) = socket.split();
     let read: &TcpStream = read.as_ref();
@@ -134,8 +153,7 @@ pub(super) async fn relay(
         let done = download(read, &mut to_socket, from_pod, &common).await;
         done.map(|()| Instant::now() + FIN_WAIT)
     };
-    let pod_ended = Notify::new();
-    let upload = upload(read, to_pod, &common, &pod_ended);
+    let upload = upload(read, to_pod, &common);
     let (mut download, mut upload) = (std::pin::pin!(download), std::pin::pin!(upload));
     let pod_closed = tokio::select! {
         uploaded = &mut upload => match uploaded {
@@ -153,7 +171,6 @@ pub(super) async fn relay(
         },
         downloaded = &mut download => downloaded?,
     };
-    pod_ended.notify_one();
     // What still comes goes nowhere: `upload` fails then, and the application is told by a reset.
     tokio::time::timeout_at(pod_closed, upload).await.unwrap_or(Ok(()))?;
     disarm(read);
@@ -165,7 +182,6 @@ async fn upload(
     socket: &TcpStream,
     mut pod: impl AsyncWrite + Unpin,
     common: &Mutex<Common<'_>>,
-    pod_ended: &Notify,
 ) -> Result<(), RelayError> {
     let again = lock(common).sent.kept.clone();
     for data in again {
@@ -187,11 +203,9 @@ async fn upload(
         if quiet_at <= Instant::now() {
             break;
         }
-        tokio::select! {
-            () = tokio::time::sleep_until(quiet_at) => {}
-            () = pod_ended.notified() => break, // nothing is left to be cut
-        }
+        tokio::time::sleep_until(quiet_at).await;
     }
+    lock(common).finished = Some(Instant::now());
     pod.shutdown().await.map_err(RelayError::Pod)
 }
 
@@ -211,11 +225,14 @@ async fn download(
             error = reset_by_peer(socket) => return Err(RelayError::Local(error)),
         };
         if length == 0 {
+            if lock(common).is_cut() {
+                return Err(RelayError::Cut);
+            }
             return write.shutdown().await.map_err(RelayError::Local);
         }
-        lock(common).answered(length);
+        lock(common).answered();
         write.write_all(&buffer[..length]).await.map_err(RelayError::Local)?;
-        lock(common).last_byte = Instant::now();
+        lock(common).passed_on();
     }
 }
 
@@ -267,26 +284,6 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_that_stalls_is_not_over() {
-        let (mut application, mut pod, relayed) = scene(Sent::default()).await;
-        application.write_all(b"ask").await.unwrap();
-        application.shutdown().await.unwrap();
-        pod.read_exact(&mut [0; 3]).await.unwrap();
-        let reading = tokio::spawn(async move {
-            let mut answer = Vec::new();
-            application.read_to_end(&mut answer).await.map(|_| answer.len())
-        });
-        pod.write_all(&vec![7; 10 << 20]).await.unwrap();
-        let end = tokio::time::timeout(QUIET * 3, pod.read(&mut [0; 1])).await;
-        assert!(end.is_err(), "the application's end came into the answer: {end:?}");
-        pod.write_all(&[7; 5]).await.unwrap();
-        pod.shutdown().await.unwrap();
-        assert_eq!(reading.await.unwrap().unwrap(), (10 << 20) + 5);
-        drop(pod);
-        relayed.await.unwrap().0.unwrap();
-    }
-
-    #[tokio::test]
     async fn an_error_of_the_pod_is_a_reset_for_the_application() {
         let (mut application, mut pod, relayed) = scene(Sent::default()).await;
         pod.write_all(b"half").await.unwrap();
@@ -329,6 +326,46 @@ mod tests {
         drop((application, second));
         let (_, sent) = relayed.await.unwrap();
         assert!(!sent.is_complete() && sent.is_answered() && sent.kept.is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_application_that_reads_late_is_not_done() {
+        let (mut application, mut pod, relayed) = scene(Sent::default()).await;
+        application.write_all(b"ask").await.unwrap();
+        application.shutdown().await.unwrap();
+        pod.read_exact(&mut [0; 3]).await.unwrap();
+        // Until no more fits into the buffers on the way.
+        let mut sent = 0;
+        while let Ok(written) = tokio::time::timeout(QUIET, pod.write(&[7; 65536])).await {
+            sent += written.unwrap();
+        }
+        let end = tokio::time::timeout(QUIET * 2, pod.read(&mut [0; 1])).await;
+        assert!(end.is_err(), "the pod must not see an end while the answer is on its way");
+        let reads = tokio::spawn(async move {
+            let mut answer = Vec::new();
+            application.read_to_end(&mut answer).await.map(|_| answer.len())
+        });
+        pod.shutdown().await.unwrap();
+        assert_eq!(reads.await.unwrap().unwrap(), sent);
+        drop(pod);
+        relayed.await.unwrap().0.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_the_runtime_cut_is_not_whole() {
+        for (answer, whole) in [(&b"half"[..], false), (b"", true)] {
+            let (mut application, mut pod, relayed) = scene(Sent::default()).await;
+            application.shutdown().await.unwrap();
+            assert_eq!(pod.read(&mut [0; 1]).await.unwrap(), 0);
+            pod.write_all(answer).await.unwrap();
+            tokio::time::sleep(CUT_AFTER).await; // what the runtime does
+            pod.shutdown().await.unwrap();
+            let mut got = Vec::new();
+            let end = application.read_to_end(&mut got).await;
+            assert_eq!(end.is_ok(), whole, "{end:?} after {got:?}");
+            drop((application, pod));
+            assert_eq!(relayed.await.unwrap().0.is_ok(), whole);
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 mod carry;
 mod end;
+mod faults;
 mod forward;
 mod place;
 mod pod;
@@ -17,6 +18,7 @@ mod runtime;
 mod scene;
 mod socks;
 mod streams;
+mod ways;
 
 use std::process::ExitCode;
 
@@ -63,6 +65,25 @@ const BOX: &[Test] = tests! {
         the_next_connection_reaches_the_replacement,
         a_named_pod_that_is_gone_ends_it,
         what_cannot_be_forwarded_is_told;
+    faults:
+        the_api_server_is_killed,
+        the_container_runtime_is_killed,
+        the_kubelet_is_killed,
+        the_pod_is_deleted,
+        the_pod_is_deleted_by_force,
+        the_api_server_hangs,
+        the_network_swallows_everything;
+    ways:
+        proxies_of_the_environment_carry_everything,
+        proxies_of_the_kubeconfig_carry_everything,
+        proxies_lead_to_ipv6,
+        no_proxy_exempts,
+        a_proxy_that_is_not_there_is_named,
+        a_client_certificate_is_shown,
+        a_token_is_shown,
+        an_exec_plugin_is_asked,
+        one_acts_as_somebody_else,
+        what_somebody_else_may_not_is_named;
     streams:
         auto_takes_the_first_way_the_api_server_knows,
         auto_falls_back_to_what_is_permitted,

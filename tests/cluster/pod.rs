@@ -30,13 +30,13 @@ fn from_environment(name: &str) -> PathBuf {
 async fn administrator(namespace: &str) -> Cluster {
     let namespace = Some(namespace.to_owned());
     let context = std::env::var("KSHUTTLE_TEST_CONTEXT").ok();
-    connect(&Options { kubeconfig: None, namespace, context }).await.unwrap()
+    connect(&Options { namespace, context, ..Default::default() }).await.unwrap()
 }
 
 async fn limited(namespace: &str) -> Cluster {
     let namespace = Some(namespace.to_owned());
     let kubeconfig = Some(from_environment("KSHUTTLE_BOX_LIMITED"));
-    connect(&Options { kubeconfig, namespace, context: None }).await.unwrap()
+    connect(&Options { kubeconfig, namespace, ..Default::default() }).await.unwrap()
 }
 
 fn payload() -> Payload {

@@ -31,7 +31,7 @@ pub(crate) fn the_api_server_answers_by_its_name_in_the_cluster() {
 }
 
 /// Where it says that it listens.
-fn listener(kshuttle: &Kshuttle) -> String {
+pub(crate) fn listener(kshuttle: &Kshuttle) -> String {
     let said = kshuttle.said();
     let rest = said.split("SOCKS5 on ").nth(1).expect("it says where it listens");
     rest.split(',').next().expect("split gives at least one part").to_owned()

@@ -10,10 +10,7 @@ use hyper_timeout::TimeoutConnector;
 use hyper_util::{
     client::legacy::{
         self,
-        connect::{
-            Connection, HttpConnector,
-            proxy::{SocksV5, Tunnel},
-        },
+        connect::{Connection, HttpConnector, proxy::Tunnel},
     },
     rt::TokioExecutor,
 };
@@ -23,6 +20,8 @@ use kube::{
 };
 use tower::{BoxError, Service, ServiceExt as _};
 
+use super::socks::SocksConnector;
+
 /// A client for this cluster. Runs the kubeconfig's exec plugin on this thread.
 pub(super) fn build(config: Config) -> Result<Client, kube::Error> {
     let mut tcp = HttpConnector::new();
@@ -31,7 +30,7 @@ pub(super) fn build(config: Config) -> Result<Client, kube::Error> {
     let Some(proxy) = config.proxy_url.clone() else { return over(tcp, config) };
     let credentials = proxy.authority().is_some_and(|authority| authority.as_str().contains('@'));
     match proxy.scheme_str() {
-        Some("socks5") => over(SocksV5::new(proxy, tcp), config),
+        Some("socks5") => over(SocksConnector::new(&proxy, tcp), config),
         Some("http") if !credentials => over(Tunnel::new(proxy, tcp), config),
         _ => Client::try_from(config), // rarer ways: kube knows them, and 40 ms are no harm
     }

@@ -10,6 +10,8 @@ pub mod harness;
 pub mod http;
 pub mod kshuttle;
 pub mod net;
+pub mod operator;
+pub mod proxy;
 pub mod sshd;
 
 use std::time::Duration;

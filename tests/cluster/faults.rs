@@ -1,0 +1,392 @@
+//! What breaks on the way in the middle of transfers: what is reported, that nothing hangs, and that nothing cut short ends as
+//! if it were complete. Afterwards the box is well again and `port-forward` goes on. The times that are printed are those in
+//! `docs/port-forward.md`.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Command, Stdio};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use kshuttle_test_support::http::connect;
+use kshuttle_test_support::kshuttle::{Kshuttle, PATIENCE, eventually, kubectl, output};
+use kshuttle_test_support::operator::Broken;
+
+use crate::reach::{RANGES, bench};
+use crate::socks::listener;
+
+const TRANSPORTS: [&str; 2] = ["websocket", "spdy"];
+
+/// What an application is in the middle of.
+#[derive(Debug, Clone, Copy)]
+enum Work {
+    Download,
+    Upload,
+    Idle,
+}
+
+const WORKS: [Work; 3] = [Work::Download, Work::Upload, Work::Idle];
+
+impl Work {
+    /// The bench server's port for it.
+    fn port(self) -> u16 {
+        match self {
+            Self::Download => 7001,
+            Self::Upload => 7002,
+            Self::Idle => 7003,
+        }
+    }
+
+    /// Begins it: something went to the pod and, where it answers, came back.
+    fn begin(self, socket: &mut TcpStream) -> io::Result<()> {
+        match self {
+            Self::Download => socket.read_exact(&mut [0; 65536]),
+            Self::Upload => {
+                socket.write_all(&u64::MAX.to_be_bytes())?; // so much is announced
+                let block = vec![0; 1 << 20];
+                // The sink does not answer; so much does not fit into the buffers on the way.
+                (0..64).try_for_each(|_| socket.write_all(&block))
+            }
+            Self::Idle => {
+                socket.write_all(b"x")?;
+                socket.read_exact(&mut [0; 1])
+            }
+        }
+    }
+
+    /// Goes on until it ends; silence is an error of its own kind.
+    fn go_on(self, mut socket: TcpStream) -> io::Result<()> {
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            let length = match self {
+                Self::Upload => socket.write(&buffer)?,
+                Self::Download | Self::Idle => socket.read(&mut buffer)?,
+            };
+            if length == 0 {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Something that will end, and when it did.
+type Ending = JoinHandle<(Instant, io::Result<()>)>;
+
+fn spawn(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> Ending {
+    thread::spawn(|| {
+        let result = work();
+        (Instant::now(), result)
+    })
+}
+
+/// How it ended, and how long after `since`.
+fn join(ending: Ending, since: Instant) -> (Duration, io::Result<()>) {
+    let (at, result) = ending.join().unwrap();
+    (at.saturating_duration_since(since), result)
+}
+
+/// A transfer that runs.
+struct Transfer {
+    work: Work,
+    ending: Ending,
+}
+
+impl Transfer {
+    fn start(work: Work, mut socket: TcpStream) -> Self {
+        work.begin(&mut socket).unwrap();
+        Self { work, ending: spawn(move || work.go_on(socket)) }
+    }
+
+    fn end(self, since: Instant) -> (Duration, io::Result<()>) {
+        join(self.ending, since)
+    }
+}
+
+/// What a forward says of a connection that ended in order.
+const CLOSED: &str = "closed";
+
+/// A `kshuttle port-forward` for one transfer, so that what it says is about that transfer.
+struct Forward {
+    transport: &'static str,
+    work: Work,
+    kshuttle: Kshuttle,
+    address: SocketAddr,
+}
+
+impl Forward {
+    fn start(transport: &'static str, work: Work) -> Self {
+        let port = format!(":{}", work.port());
+        let kshuttle = Kshuttle::start(&[
+            "port-forward",
+            "svc/bench",
+            &port,
+            "--address",
+            "127.0.0.1",
+            "--transport",
+            transport,
+            "-vv",
+        ]);
+        let address = kshuttle.forwarded(1)[0];
+        Self { transport, work, kshuttle, address }
+    }
+
+    fn what(&self) -> String {
+        format!("port-forward over {}, {:?}", self.transport, self.work)
+    }
+
+    fn transfer(&self) -> Transfer {
+        Transfer::start(self.work, connect(self.address).unwrap())
+    }
+
+    /// One more connection, until its first answer.
+    fn newcomer(&self) -> Ending {
+        let (work, address) = (self.work, self.address);
+        spawn(move || work.begin(&mut connect(address)?))
+    }
+
+    /// What it says about the end of its connection: a warning, or with `-vv` a line about each.
+    fn reason(&self) -> String {
+        eventually("the end of the connection is told", PATIENCE, || {
+            let said = self.kshuttle.said();
+            let of_error =
+                said.lines().find_map(|line| Some(line.split_once("connection to pod ")?.1.to_owned()));
+            of_error.or_else(|| said.contains(": closed ").then(|| CLOSED.to_owned()))
+        })
+    }
+
+    /// New connections find their way again.
+    fn assert_goes_on(&self) {
+        eventually("a new connection works", PATIENCE, || {
+            let mut socket = connect(self.address).unwrap();
+            self.work.begin(&mut socket).ok()
+        });
+    }
+}
+
+fn forwards() -> Vec<Forward> {
+    let of = |transport| WORKS.map(|work| Forward::start(transport, work));
+    TRANSPORTS.into_iter().flat_map(of).collect()
+}
+
+/// A session with transfers: the main job over one transport, SOCKS over the other.
+struct Session {
+    what: &'static str,
+    kshuttle: Kshuttle,
+    transfers: Vec<Transfer>,
+}
+
+fn sessions() -> Vec<Session> {
+    let redirect = Kshuttle::start(&[&RANGES[..], &["-vv", "--transport", "websocket"]].concat());
+    let socks = Kshuttle::start(&["socks", "--listen", "127.0.0.1:0", "-vv", "--transport", "spdy"]);
+    let proxy = listener(&socks).parse().unwrap();
+    let redirected = |work: Work| Transfer::start(work, connect(bench(work.port())).unwrap());
+    let proxied = |work: Work| Transfer::start(work, connect_through(proxy, bench(work.port())));
+    vec![
+        Session {
+            what: "kshuttle over websocket",
+            transfers: WORKS.map(redirected).into(),
+            kshuttle: redirect,
+        },
+        Session { what: "kshuttle socks over spdy", transfers: WORKS.map(proxied).into(), kshuttle: socks },
+    ]
+}
+
+/// SOCKS5 (RFC 1928) without a password.
+fn connect_through(proxy: SocketAddr, to: SocketAddr) -> TcpStream {
+    let SocketAddr::V4(to) = to else { panic!("{to} is not IPv4") };
+    let mut socket = connect(proxy).unwrap();
+    socket.write_all(&[5, 1, 0]).unwrap();
+    socket.read_exact(&mut [0; 2]).unwrap();
+    let request = [&[5, 1, 0, 1][..], &to.ip().octets(), &to.port().to_be_bytes()].concat();
+    socket.write_all(&request).unwrap();
+    let mut answer = [0; 10];
+    socket.read_exact(&mut answer).unwrap();
+    assert_eq!(answer[1], 0, "SOCKS5 reply code");
+    socket
+}
+
+/// Until everything answers that the tests use: API server, kubelet, runtime, the pods.
+fn wait_until_well() {
+    let works = |arguments: &str| {
+        let mut kubectl = Command::new("kubectl");
+        kubectl.arg("--request-timeout=5s").args(arguments.split(' '));
+        kubectl.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success()
+    };
+    eventually("the box is well again", PATIENCE, || {
+        let all = [
+            "get --raw /readyz",
+            "wait --for=condition=Ready node --all --timeout=5s",
+            "rollout status deployment hello --timeout=5s",
+            "rollout status deployment bench --timeout=5s",
+            "exec deploy/hello -- true",
+        ];
+        all.into_iter().all(works).then_some(())
+    });
+}
+
+/// What becomes of a connection that is made when the fault is there already.
+#[derive(Clone, Copy)]
+enum Newcomer {
+    /// The fault passes by itself, and then it is served.
+    Waits,
+    /// The fault lasts, and it is reset.
+    IsReset,
+}
+
+/// Runs transfers every way, breaks something (until what `break_it` returns is dropped), and sees to it that all are told,
+/// for one of these reasons.
+fn suffer<T>(fault: &str, reasons: &[&str], newcomer: Newcomer, break_it: impl FnOnce() -> T) {
+    wait_until_well();
+    let (forwards, mut sessions) = (forwards(), sessions());
+    let transfers: Vec<_> = forwards.iter().map(Forward::transfer).collect();
+    println!("    {fault}:");
+    let since = Instant::now();
+    let broken = break_it();
+    let newcomers: Vec<_> = forwards.iter().filter(|forward| matches!(forward.work, Work::Idle)).collect();
+    let newcomers: Vec<_> =
+        newcomers.into_iter().map(|forward| (forward.transport, forward.newcomer())).collect();
+    for session in &mut sessions {
+        session.assert_told(since, "the tunnel to the pod ended");
+    }
+    for (forward, transfer) in forwards.iter().zip(transfers) {
+        let (what, result) = (forward.what(), transfer.end(since));
+        let reason = forward.reason();
+        tell(&what, &result, &reason);
+        assert_reset(&what, &result);
+        assert!(reasons.iter().any(|expected| reason.contains(expected)), "{what}: {reason}");
+    }
+    for (transport, connection) in newcomers {
+        let (what, result) = (format!("new connection over {transport}"), join(connection, since));
+        tell(&what, &result, "(an end is its first answer)");
+        match newcomer {
+            Newcomer::Waits => result.1.expect("served"),
+            Newcomer::IsReset => assert_reset(&what, &result),
+        }
+    }
+    drop(broken);
+    wait_until_well();
+    for forward in &forwards {
+        forward.assert_goes_on();
+    }
+    for session in &sessions {
+        // Who cannot reach the API server leaves the pod to its idle time.
+        kubectl(&["delete", "pod", &session.kshuttle.pod(), "--ignore-not-found"]);
+    }
+}
+
+impl Session {
+    /// All transfers are reset, and it ends with this error.
+    fn assert_told(&mut self, since: Instant, expected: &str) {
+        for transfer in self.transfers.drain(..) {
+            let (what, result) = (format!("{}, {:?}", self.what, transfer.work), transfer.end(since));
+            tell(&what, &result, "");
+            assert_reset(&what, &result);
+        }
+        let status = self.kshuttle.wait();
+        let said = self.kshuttle.said();
+        let error = said.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
+        println!("    {} ends after {:.2} s: {error}", self.what, since.elapsed().as_secs_f64());
+        assert_eq!(status.code(), Some(1), "{said}");
+        assert!(error.contains(expected), "{said}");
+    }
+}
+
+/// A line of the table.
+fn tell(what: &str, (after, result): &(Duration, io::Result<()>), reason: &str) {
+    let end = result.as_ref().map_or_else(|error| error.to_string(), |()| "end".to_owned());
+    println!("    {what}: {end} after {:.2} s: {reason}", after.as_secs_f64());
+}
+
+fn assert_reset(what: &str, (_, result): &(Duration, io::Result<()>)) {
+    match result {
+        Ok(()) => panic!("{what}: a clean end: an application would take half for the whole"),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{what}"),
+    }
+}
+
+const LOST: [&str; 1] = ["lost the connection to the API server"];
+const SILENT: [&str; 1] = ["no sign of life from the node for 30 s"];
+
+pub(crate) fn the_api_server_is_killed() {
+    suffer("kube-apiserver killed and restarted", &LOST, Newcomer::Waits, || {
+        Broken::killed("apiserver").mend()
+    });
+}
+
+pub(crate) fn the_container_runtime_is_killed() {
+    suffer("containerd killed and restarted", &LOST, Newcomer::Waits, || Broken::killed("containerd").mend());
+}
+
+pub(crate) fn the_kubelet_is_killed() {
+    suffer("kubelet killed and restarted", &LOST, Newcomer::Waits, || Broken::killed("kubelet").mend());
+}
+
+pub(crate) fn the_api_server_hangs() {
+    suffer("kube-apiserver stopped", &SILENT, Newcomer::IsReset, || Broken::paused("apiserver"));
+}
+
+pub(crate) fn the_network_swallows_everything() {
+    suffer("no packet passes", &SILENT, Newcomer::IsReset, Silence::start);
+}
+
+/// No packet passes between the laptop and the node, and nobody is told. Dropping it lets them pass again.
+struct Silence;
+
+impl Silence {
+    fn start() -> Self {
+        let rules = "table inet test_silence {
+            chain in { type filter hook input priority -300; iifname eth0 drop; }
+            chain out { type filter hook output priority -300; oifname eth0 drop; }
+        }";
+        output(Command::new("nft").arg(rules));
+        Self
+    }
+}
+
+impl Drop for Silence {
+    fn drop(&mut self) {
+        output(Command::new("nft").args(["delete", "table", "inet", "test_silence"]));
+    }
+}
+
+pub(crate) fn the_pod_is_deleted() {
+    delete(&["--wait=false"]);
+}
+
+pub(crate) fn the_pod_is_deleted_by_force() {
+    delete(&["--wait=false", "--force", "--grace-period=0"]);
+}
+
+/// The sessions' own pods, then the one that is forwarded to. Its process is killed and its kernel ends the connections: with a
+/// FIN where the process had read everything, with a reset elsewhere. A client inside the cluster sees just that.
+fn delete(flags: &[&str]) {
+    wait_until_well();
+    let (forwards, mut sessions) = (forwards(), sessions());
+    let transfers: Vec<_> = forwards.iter().map(Forward::transfer).collect();
+    println!("    kubectl delete pod {}:", flags.join(" "));
+    let since = Instant::now();
+    for session in &sessions {
+        kubectl(&[&["delete", "pod", &session.kshuttle.pod()], flags].concat());
+    }
+    for session in &mut sessions {
+        session.assert_told(since, "ended");
+    }
+    let since = Instant::now();
+    kubectl(&[&["delete", "pod", "-l", "app=bench"], flags].concat());
+    for (forward, transfer) in forwards.iter().zip(transfers) {
+        let (what, result) = (forward.what(), transfer.end(since));
+        let reason = forward.reason();
+        tell(&what, &result, &reason);
+        if matches!(forward.work, Work::Upload) || reason != CLOSED {
+            assert_reset(&what, &result);
+            let pods = ["connection reset by the pod", "the pod is gone"];
+            assert!(pods.iter().any(|expected| reason.contains(expected)), "{what}: {reason}");
+        } else {
+            result.1.unwrap();
+        }
+    }
+    wait_until_well();
+    for forward in &forwards {
+        forward.assert_goes_on();
+    }
+}
