@@ -123,9 +123,10 @@ impl Pair {
         self.data.end.is_none()
     }
 
-    /// Both streams were answered: the server's time for that is over.
+    /// Both streams were answered: the server's time for that is over. The pod's bytes say so too, because the runtime
+    /// connects to the pod only when it has both, and a reply may lie behind bytes that nobody reads.
     pub(super) fn confirmed(&self) -> bool {
-        self.data.confirmed && self.error.confirmed
+        self.any_data || (self.data.confirmed && self.error.confirmed)
     }
 
     /// The pod's side has ended; only the reason may still be missing. Nothing more will be read by anybody.
@@ -230,7 +231,7 @@ mod tests {
         let mut pair = Pair::default();
         assert_eq!(pair.on(data(3, b"early", false)), Action::Deliver(b"early"));
         assert_eq!(pair.on(data(3, b"", true)), Action::Nothing);
-        assert!(!pair.confirmed() && pair.ending() && !pair.settled());
+        assert!(pair.confirmed() && pair.ending() && !pair.settled());
         pair.on(reply(3));
         pair.on(reply(1));
         pair.on(data(1, b"", true));

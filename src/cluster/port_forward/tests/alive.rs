@@ -96,6 +96,27 @@ async fn a_paused_reader_loses_nothing() {
     }
 }
 
+/// The runtime sends replies and data in any order: one reply may lie behind data that a paused reader holds back.
+#[tokio::test(start_paused = true)]
+async fn a_reply_behind_unread_data_is_not_missing() {
+    for transport in [Spdy, Websocket] {
+        let (mut stream, _reader, mut writer) = open(transport);
+        let server = tokio::spawn(async move {
+            writer.send(&[reply(3)]).await;
+            for _ in 0..128 {
+                writer.send(&[data(3, &[7; 32 * 1024], false)]).await;
+            }
+            writer.send(&[reply(1), clean_end()]).await;
+            writer
+        });
+        stream.read_exact(&mut [0; 10]).await.unwrap();
+        sleep(STREAM_WAIT * 3).await;
+        let (bytes, end) = drain(&mut stream).await;
+        assert_eq!((bytes.len() + 10, end.is_ok()), (128 * 32 * 1024, true), "{end:?}");
+        server.await.unwrap();
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn streams_that_are_never_confirmed_end_it() {
     let (mut stream, mut reader, mut writer) = open(Websocket);
