@@ -9,7 +9,7 @@
 //!    ▼
 //!  proxy::redirect ── orig_dst ─┐
 //!  proxy::socks    ── handshake─┴▶ tunnel (Connect) ── one flow ──▶ sshd pod ──▶ 10.96.0.10:443
-//!                                     │ SSH session over
+//!                                     │ SSH session over a link over
 //!                                  cluster::port_forward ── API server ──▶ pod's 127.0.0.1
 //!  port_forward: a connection to a local port ── cluster::port_forward ──▶ a port of the user's pod; no pod of ours
 //!  helper (root, tiny): puts the rules in; takes them out when its input ends
