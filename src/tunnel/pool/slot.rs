@@ -170,8 +170,11 @@ impl Slot {
         state.way = way;
         if let Some(since) = state.down_since.take() {
             let outage = since.elapsed();
+            let number = self.index + 1;
             if outage >= NOTABLE_OUTAGE {
-                tracing::info!(tunnel = self.index + 1, "tunnel back after {:.1} s", outage.as_secs_f64());
+                tracing::info!(tunnel = number, "byte stream back after {} ms", outage.as_millis());
+            } else {
+                tracing::debug!(tunnel = number, "byte stream back after {} ms", outage.as_millis());
             }
         }
     }
