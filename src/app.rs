@@ -23,7 +23,7 @@ use crate::port_forward::{self, Wanted};
 use crate::privileged::{Helper, PrivilegedError, Starting};
 use crate::proxy::{self, Connections, redirect, socks};
 use crate::report::Steps;
-use crate::shutdown::Signals;
+use crate::shutdown::{Questions, Signals};
 use crate::tunnel::pool::Pool;
 
 /// `kshuttle [SUBNET]…`: redirects until a signal, or until something ends that it needs.
@@ -171,6 +171,7 @@ impl Parts {
 
     /// Waits until something is lost that the session needs and nobody can replace.
     async fn until_failure(&mut self, steps: &mut Steps) -> anyhow::Error {
+        let pool = self.keeper.as_ref().map(|keeper| keeper.pool().clone());
         let kept = async {
             match self.keeper.as_mut() {
                 Some(keeper) => keeper.keep(steps).await,
@@ -183,9 +184,21 @@ impl Parts {
                 None => std::future::pending().await,
             }
         };
+        let answered = async {
+            match (Questions::catch(), pool) {
+                (Ok(mut questions), Some(pool)) => loop {
+                    questions.next().await;
+                    for tunnel in pool.status() {
+                        Steps::default().say(tunnel);
+                    }
+                },
+                _ => std::future::pending::<Infallible>().await,
+            }
+        };
         tokio::select! {
             error = kept => error,
             error = helper_lost => error.into(),
+            never = answered => match never {},
         }
     }
 

@@ -12,6 +12,7 @@ use crate::addr::Subnet;
 use crate::cluster::port_forward::Transport;
 use crate::cluster::target::Target;
 use crate::port_forward::words::{Address, Forward};
+use crate::tunnel::pool::PACING;
 
 /// Makes this machine behave as if it stood inside a Kubernetes cluster.
 #[derive(Debug, Parser)]
@@ -171,8 +172,8 @@ pub struct PodArgs {
     #[arg(long, value_name = "TIME", default_value = "50m", value_parser = duration)]
     pub tunnel_lifetime: Duration,
 
-    /// How much may be under way: `auto` measures the path, `fixed:BYTES` does not
-    #[arg(long, value_name = "POLICY", default_value_t = Policy::Auto)]
+    /// How much may be under way: `fixed:BYTES`, or `auto` to measure the path (new, may be slow on busy machines)
+    #[arg(long, value_name = "POLICY", default_value_t = PACING)]
     pub pacing: Policy,
 }
 

@@ -27,6 +27,24 @@ impl Stop {
     }
 }
 
+/// `SIGUSR1`: somebody wants to know how the tunnels are, as with `dd`.
+pub struct Questions(Signal);
+
+impl Questions {
+    /// Catches the signal; without that it would end us.
+    ///
+    /// # Errors
+    /// When the system refuses the handler.
+    pub fn catch() -> io::Result<Self> {
+        Ok(Self(signal(SignalKind::user_defined1())?))
+    }
+
+    /// Waits for the next one.
+    pub async fn next(&mut self) {
+        self.0.recv().await;
+    }
+}
+
 /// The signals we end by, caught from the moment this is made.
 pub struct Signals {
     interrupt: Signal,

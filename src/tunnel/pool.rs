@@ -12,6 +12,7 @@
 mod slot;
 
 use std::error::Error;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -43,6 +44,11 @@ pub const HOLD: Duration = Duration::from_secs(30);
 /// Age at which a byte stream is replaced by a fresh one, if nothing else is said: load balancers in front of API
 /// servers commonly cut connections after an hour.
 pub const LIFETIME: Duration = Duration::from_secs(50 * 60);
+
+/// How much may be under way in each direction of a tunnel, if nothing else is said: what one SSH window was before.
+/// Not yet measured from the path ([`Policy::Auto`]): beside programs that fill the processors its law gives way until
+/// nearly nothing is left (`docs/pacing.md`).
+pub const PACING: Policy = Policy::Fixed(NonZeroU64::new(1 << 20).expect("not zero"));
 
 /// What a tunnel's byte stream must be able to do.
 pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -93,7 +99,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { tunnels: TUNNELS, lifetime: LIFETIME, pacing: Policy::Auto }
+        Self { tunnels: TUNNELS, lifetime: LIFETIME, pacing: PACING }
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use kshuttle_wire::flow::Flow;
 use kshuttle_wire::flow::client::{FlowClient, OpenError};
 use kshuttle_wire::link::LinkStream;
-use kshuttle_wire::pacing::{Pacer, Policy};
+use kshuttle_wire::pacing::{Figures, Pacer, Policy};
 use kshuttle_wire::{ssh, write_queue};
 use russh::client::{self, DisconnectReason, Handle};
 use russh::keys::{PrivateKeyWithHashAlg, PublicKeyOrCertificate};
@@ -29,6 +29,7 @@ const USER: &str = "kshuttle";
 pub struct Session {
     handle: Arc<Handle<Peer>>,
     flows: FlowClient,
+    pacer: Option<Arc<Pacer>>,
     ended: CancellationToken,
 }
 
@@ -123,10 +124,11 @@ impl Session {
                 _ => return Err(SessionError::NoFlows),
             }
         }
-        let flows = FlowClient::start_paced(channel.into_stream(), pacing.map(|(pacer, _)| pacer))
+        let pacer = pacing.map(|(pacer, _)| pacer);
+        let flows = FlowClient::start_paced(channel.into_stream(), pacer.clone())
             .await
             .map_err(SessionError::Flows)?;
-        Ok(Self { handle: Arc::new(handle), flows, ended })
+        Ok(Self { handle: Arc::new(handle), flows, pacer, ended })
     }
 
     /// Returns when the session has ended, whoever ended it. Its flows have then been reset.
@@ -149,6 +151,11 @@ impl Session {
     /// When the session has ended.
     pub async fn open(&self, target: &Target) -> Result<Flow, OpenError> {
         self.flows.open(&target.to_string()).await
+    }
+
+    /// What was learned about the path, over a link.
+    pub fn pacing(&self) -> Option<Figures> {
+        self.pacer.as_ref().map(|pacer| pacer.figures())
     }
 
     /// Flows that are open now.

@@ -6,6 +6,7 @@
 //! ```
 
 use std::convert::Infallible;
+use std::fmt;
 use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,6 +15,7 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use kshuttle_wire::link::frame::CloseReason;
 use kshuttle_wire::link::{self, AttachError, Detached, Limits, LinkHandle, Phase, Token};
+use kshuttle_wire::pacing::Figures;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::super::ssh::Session;
@@ -90,6 +92,33 @@ pub struct TunnelStatus {
     pub last_error: Option<String>,
     /// What the link says about itself, if there is one.
     pub link: Option<link::Status>,
+    /// What was learned about the path.
+    pub pacing: Option<Figures>,
+}
+
+impl fmt::Display for TunnelStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "tunnel {}: ", self.number)?;
+        match self.down_for {
+            Some(down) => write!(f, "down for {:.1} s", down.as_secs_f64())?,
+            None if self.up => write!(f, "up over {}", self.way)?,
+            None => write!(f, "not up yet")?,
+        }
+        write!(f, ", {} connections", self.flows)?;
+        if let Some(link) = &self.link {
+            let rtt = link.rtt.unwrap_or_default().as_secs_f64() * 1e3;
+            write!(f, ", round trip {rtt:.1} ms, {} kB in flight", link.in_flight / 1000)?;
+            write!(f, ", {} kB kept", link.replay_buffer / 1000)?;
+        }
+        if let Some(path) = &self.pacing {
+            write!(f, ", {:.1} MB/s, budget {} kB", path.rate / 1e6, path.budget / 1000)?;
+        }
+        write!(f, ", {} losses survived", self.survived)?;
+        match &self.last_error {
+            Some(error) => write!(f, ", last error: {error}"),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Slot {
@@ -128,6 +157,7 @@ impl Slot {
             down_for: state.down_since.map(|since| since.elapsed()),
             last_error: state.last_error.as_ref().map(DialError::words),
             link,
+            pacing: state.session.as_ref().and_then(Session::pacing),
         }
     }
 
