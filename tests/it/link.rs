@@ -10,7 +10,7 @@ use kshuttle::tunnel::identity::{HostKey, Identity};
 use kshuttle::tunnel::ssh::Session;
 use kshuttle_sshd::idle::Presence;
 use kshuttle_sshd::server as sshd;
-use kshuttle_test_support::net::{echo, greet_and_hold, server};
+use kshuttle_test_support::net::{connection, echo, greet_and_hold, server};
 use kshuttle_test_support::sshd::Sshd;
 use kshuttle_test_support::{pattern, within};
 use kshuttle_wire::link::hello::HelloError;
@@ -110,9 +110,7 @@ async fn scene() -> Scene {
 
 /// An application's socket, relayed through `session` to `target`.
 async fn application(session: &Session, target: Target) -> TcpStream {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let application = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let (accepted, _) = listener.accept().await.unwrap();
+    let (application, accepted) = connection().await;
     let flow = session.connect(&target).await.unwrap();
     tokio::spawn(async move {
         let _ = relay::relay(accepted, flow).await;

@@ -11,12 +11,12 @@ use kshuttle::tunnel::identity::{HostKey, Identity};
 use kshuttle::tunnel::pool::{DialError, Dialed, HOLD, Pool, Route, Settings};
 use kshuttle::tunnel::{Connect, ConnectError};
 use kshuttle_test_support::line::{Direction, Line, Quality};
-use kshuttle_test_support::net::{echo, greet_and_hold, server};
+use kshuttle_test_support::net::{connection, echo, greet_and_hold, server};
 use kshuttle_test_support::sshd::Sshd;
 use kshuttle_test_support::{pattern, within};
 use kshuttle_wire::relay;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 
 /// A pod, a bad line to it, and a pool of tunnels over the line.
 struct Scene {
@@ -67,9 +67,7 @@ impl Scene {
 
     /// An application's socket, relayed through the pool to `target`.
     async fn application(&self, target: impl Into<Target>) -> TcpStream {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let application = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (accepted, _) = listener.accept().await.unwrap();
+        let (application, accepted) = connection().await;
         relay::arm(&accepted);
         let (pool, target) = (self.pool.clone(), target.into());
         tokio::spawn(async move {

@@ -5,7 +5,7 @@
 use std::io;
 
 use bytes::Bytes;
-use kshuttle_test_support::net::{echo, server as target};
+use kshuttle_test_support::net::{connection, echo, server as target};
 use kshuttle_test_support::{pattern, within};
 use kshuttle_wire::flow::client::FlowClient;
 use kshuttle_wire::flow::{ConnectError, server};
@@ -30,9 +30,7 @@ async fn session() -> Session {
 impl Session {
     /// An application's socket, relayed through the session to `target`.
     async fn connect(&self, target: &str) -> TcpStream {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let application = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (accepted, _) = listener.accept().await.unwrap();
+        let (application, accepted) = connection().await;
         let flow = self.client.open(target).await.unwrap();
         tokio::spawn(async move {
             let _ = relay::relay(accepted, flow).await;

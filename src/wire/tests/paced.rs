@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use kshuttle_test_support::net::{echo, server as target};
+use kshuttle_test_support::net::{connection, echo, server as target};
 use kshuttle_test_support::{pattern, within};
 use kshuttle_wire::flow::client::FlowClient;
 use kshuttle_wire::flow::server;
@@ -19,7 +19,7 @@ use kshuttle_wire::link::{Observer, TimedAck};
 use kshuttle_wire::pacing::{Pacer, Policy};
 use kshuttle_wire::relay;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 
 /// One end of a stream that reports what it does as a link would.
 struct Reported {
@@ -123,9 +123,7 @@ async fn session_at(delay: Duration, policy: &str) -> Session {
 impl Session {
     /// An application's socket, relayed through the session to `target`.
     async fn connect(&self, target: &str) -> TcpStream {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let application = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (accepted, _) = listener.accept().await.unwrap();
+        let (application, accepted) = connection().await;
         let flow = self.client.open(target).await.unwrap();
         tokio::spawn(async move {
             let _ = relay::relay(accepted, flow).await;

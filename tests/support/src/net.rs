@@ -39,6 +39,18 @@ pub async fn greet_and_hold(mut socket: TcpStream) {
     }
 }
 
+/// Both ends of a fresh loopback connection: of the side that connected, and of the side that accepted.
+///
+/// # Panics
+/// When loopback does not work.
+pub async fn connection() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind to loopback");
+    let address = listener.local_addr().expect("a bound socket has an address");
+    let connecting = TcpStream::connect(address).await.expect("connect to loopback");
+    let (accepted, _) = listener.accept().await.expect("accept a connection");
+    (connecting, accepted)
+}
+
 /// A loopback port nobody listens on.
 ///
 /// # Panics
