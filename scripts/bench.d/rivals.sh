@@ -7,7 +7,7 @@ set -euo pipefail
 PARTS=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")/cluster.d
 # shellcheck source=../cluster.d/common.sh
 . "$PARTS/common.sh"
-part packages
+part versions packages
 
 SSHUTTLE_VERSION=2.0.0
 SERVER_PACKAGES=(openssh-server python3 dash)
