@@ -12,7 +12,7 @@ use crate::addr::Subnet;
 use crate::cluster::port_forward::Transport;
 use crate::cluster::target::Target;
 use crate::port_forward::words::{Address, Forward};
-use crate::tunnel::pool::PACING;
+use crate::tunnel::pool::{PACING, TUNNELS};
 
 /// Makes this machine behave as if it stood inside a Kubernetes cluster.
 #[derive(Debug, Parser)]
@@ -165,7 +165,7 @@ pub struct PodArgs {
     pub pod_idle: Duration,
 
     /// Tunnels side by side, from 1 to 8
-    #[arg(long, value_name = "NUMBER", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=8))]
+    #[arg(long, value_name = "NUMBER", default_value_t = TUNNELS, value_parser = clap::value_parser!(u8).range(1..=8))]
     pub tunnels: u8,
 
     /// Age at which a tunnel's connection to the API server is replaced; connections in it do not notice

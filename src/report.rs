@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+pub use kshuttle_wire::causes::chain;
+
 use crate::cluster::api_error::ApiError;
 use crate::cluster::client::ClusterError;
 use crate::cluster::delivery::DeliveryError;
@@ -111,20 +113,6 @@ pub fn failure(error: &anyhow::Error) -> u8 {
         }
     }
     error.chain().find_map(exit_code).unwrap_or(exit::FAILURE)
-}
-
-/// An error and its causes in one line. A cause that its parent's words contain already is left out.
-pub fn chain(error: &(dyn StdError + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let words = error.to_string();
-        if !text.contains(&words) {
-            text = format!("{text}: {words}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// A person who closed the terminal cannot read; that is no reason to fail.

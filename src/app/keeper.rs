@@ -58,7 +58,7 @@ impl Keeper {
             args: args.clone(),
             identity: Identity::generate().context("make this session's key")?,
             pool: Pool::start(Settings {
-                tunnels: args.tunnels.into(),
+                tunnels: args.tunnels,
                 lifetime: args.tunnel_lifetime,
                 pacing: args.pacing,
             }),
@@ -70,8 +70,9 @@ impl Keeper {
         &self.pool
     }
 
-    /// Makes the pod and waits for the first tunnel to it.
+    /// Makes the pod and waits for the first tunnel to it. Connections to the pod before are reset at once.
     pub(super) async fn start(&mut self, steps: &mut Steps) -> anyhow::Result<()> {
+        self.pool.lead(None);
         self.make_pod(steps).await?;
         let Self { pod: Some(pod), pool, .. } = self else { unreachable!("made above") };
         let host_key = HostKey::default();
@@ -92,8 +93,6 @@ impl Keeper {
         while let Some(pod) = &self.pod {
             let stood = Instant::now();
             let end = pod.ended().await;
-            // Its connections are lost in any case; the applications should learn of it now.
-            self.pool.lead(None);
             unsettled = if stood.elapsed() < SETTLED { unsettled + 1 } else { 0 };
             if unsettled == UNSETTLED_MAX {
                 return start_failed(pod, end)
@@ -177,10 +176,10 @@ fn route(dialer: &Dialer, pod: &SshdPod, identity: &Identity, host_key: &HostKey
         async move {
             match dialer.open(&name, sshd_pod::LISTEN_PORT).await {
                 Ok(stream) => Ok(Dialed { way: stream.transport().to_string(), stream: Box::new(stream) }),
-                Err(error) => {
-                    let lasting = error.is_denied() || matches!(error, PortForwardError::NotFound { .. });
-                    Err(DialError { cause: Arc::new(error), lasting })
+                Err(error) if error.is_denied() || matches!(error, PortForwardError::NotFound { .. }) => {
+                    Err(DialError::lasting(error))
                 }
+                Err(error) => Err(DialError::passing(error)),
             }
         }
         .boxed()

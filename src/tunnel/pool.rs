@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use kshuttle_wire::causes::chain;
 use kshuttle_wire::flow::Flow;
 use kshuttle_wire::flow::client::OpenError;
 use kshuttle_wire::link::sleep::Sleeps;
@@ -35,7 +36,7 @@ use super::{Connect, ConnectError};
 use crate::addr::Target;
 
 /// Tunnels to a pod. Two: a path that fails leaves the other one, and the planned renewal of one disturbs nobody.
-pub const TUNNELS: usize = 2;
+pub const TUNNELS: u8 = 2;
 
 /// How long a new connection waits for a tunnel. Long enough for an API server's restart or a new pod, shorter than
 /// the time most applications wait for an answer.
@@ -90,7 +91,7 @@ pub struct DialError {
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
     /// How many tunnels.
-    pub tunnels: usize,
+    pub tunnels: u8,
     /// Age at which a byte stream is replaced.
     pub lifetime: Duration,
     /// How much may be under way.
@@ -135,13 +136,7 @@ impl DialError {
 
     /// The causes in one line, for the log.
     fn words(&self) -> String {
-        let mut text = self.cause.to_string();
-        let mut cause = self.cause.source();
-        while let Some(error) = cause {
-            text = format!("{text}: {error}");
-            cause = error.source();
-        }
-        text
+        chain(&*self.cause)
     }
 }
 
@@ -166,13 +161,13 @@ impl Pool {
         let shared = Arc::new(Shared {
             settings,
             route: watch::Sender::new(None),
-            slots: (0..settings.tunnels).map(Slot::new).collect(),
+            slots: (0..settings.tunnels.into()).map(Slot::new).collect(),
             changed: watch::Sender::new(()),
             network: watch::Sender::new(()),
             closing: AtomicBool::new(false),
         });
         let mut tasks = JoinSet::new();
-        for index in 0..settings.tunnels {
+        for index in 0..settings.tunnels.into() {
             tasks.spawn(slot::run(shared.clone(), index));
         }
         tasks.spawn(watch_network(shared.clone()));
@@ -183,6 +178,11 @@ impl Pool {
     /// Leads all tunnels to another pod, or to none. Flows to the pod before are reset at once.
     pub fn lead(&self, route: Option<Route>) {
         self.shared.route.send_replace(route);
+        // Here already: whoever waits for the new route must not take the old one's state for its own.
+        for slot in &self.shared.slots {
+            slot.forget();
+        }
+        self.shared.changed.send_replace(());
     }
 
     /// Waits for the first tunnel of the present route, at most `limit`.

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use kshuttle_sshd::server::Server;
 use kshuttle_sshd::settings::Settings;
+use kshuttle_wire::causes::chain;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -43,15 +44,4 @@ async fn serve() -> Result<(), Box<dyn std::error::Error>> {
     }
     links.leave().await; // clients need not find out by themselves that this pod is no more
     Ok(())
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -204,6 +204,17 @@ async fn a_pod_that_forgot_the_session_gets_a_new_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_wrong_with_the_route_before_is_forgotten() {
+    let scene = Scene::start(Settings::default()).await;
+    let gone = || async { Err(DialError::lasting("the pod is gone")) }.boxed();
+    scene.pool.lead(Some(Route { dial: Arc::new(gone), ..scene.route() }));
+    let error = within(scene.pool.first_up(Duration::from_secs(60))).await.unwrap_err();
+    assert!(error.lasting);
+    scene.pool.lead(Some(scene.route()));
+    within(scene.pool.first_up(Duration::from_secs(60))).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn flows_are_spread_over_the_tunnels() {
     let scene = Scene::start(Settings::default()).await;
     scene.until(|scene| scene.pool.status().iter().all(|tunnel| tunnel.up)).await;

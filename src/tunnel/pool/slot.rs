@@ -195,6 +195,12 @@ impl Slot {
         state.down_since = None;
     }
 
+    /// As [`clear`](Self::clear), and whatever went wrong on the route before.
+    pub(super) fn forget(&self) {
+        self.clear();
+        self.lock().last_error = None;
+    }
+
     fn attached(&self, way: String) {
         let mut state = self.lock();
         state.way = way;
@@ -249,8 +255,7 @@ pub(super) async fn run(shared: Arc<Shared>, index: usize) {
             never = stand(&shared, slot, &route) => match never {},
             _ = routes.changed() => {}
         }
-        shared.clear(slot);
-        slot.lock().last_error = None;
+        slot.forget();
     }
 }
 

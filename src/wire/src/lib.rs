@@ -9,7 +9,9 @@
 //!   [`flow::server`] in the pod, [`flow::status`] the words for "could not connect".
 //! * [`pacing`]: how much of a session may be under way, so that short answers do not wait behind long transfers.
 //! * [`relay`]: one socket and one flow joined, with half-close and reset kept apart.
+//! * [`causes`]: an error in one line.
 
+pub mod causes;
 pub mod flow;
 pub mod link;
 pub mod pacing;

@@ -81,7 +81,7 @@ struct Way {
     quality: watch::Sender<Quality>,
     /// When the last byte given to the line will have left the queue.
     free_at: Mutex<Instant>,
-    random: Mutex<u64>,
+    random: Mutex<Random>,
     carried: AtomicU64,
 }
 
@@ -206,7 +206,7 @@ impl Way {
         Self {
             quality: watch::Sender::default(),
             free_at: Mutex::new(Instant::now()),
-            random: Mutex::new(seed),
+            random: Mutex::new(Random(seed)),
             carried: AtomicU64::new(0),
         }
     }
@@ -262,14 +262,18 @@ impl Way {
             };
             sleep_until(room_at).await;
         };
-        leaves + quality.delay + quality.jitter.mul_f64(self.random())
+        leaves + quality.delay + quality.jitter.mul_f64(lock(&self.random).share())
     }
+}
 
-    /// Between 0 and 1, from the seed (the generator of Numerical Recipes, §7.1).
-    fn random(&self) -> f64 {
-        let mut state = lock(&self.random);
-        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (*state >> 11) as f64 / (1u64 << 53) as f64
+/// The same numbers for the same seed (the generator of Numerical Recipes, §7.1).
+pub struct Random(pub u64);
+
+impl Random {
+    /// The next number, from 0 to 1.
+    pub fn share(&mut self) -> f64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use super::end::End;
 use super::observer::Observer;
 use super::state::{Limits, State};
+use crate::causes::chain;
 
 /// Whether something carries the link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,13 +120,8 @@ impl Shared {
     }
 
     /// Remembers what went wrong, for the status.
-    pub(super) fn note(&self, error: &dyn std::error::Error) {
-        let mut text = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            text = format!("{text}: {error}");
-            cause = error.source();
-        }
+    pub(super) fn note(&self, error: &(dyn std::error::Error + 'static)) {
+        let text = chain(error);
         tracing::debug!(error = text, "link connection ended");
         self.lock().last_error = Some(text);
     }

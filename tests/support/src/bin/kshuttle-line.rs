@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use kshuttle_test_support::line::{Direction, Line, Quality};
+use kshuttle_test_support::line::{Direction, Line, Quality, Random};
 use tokio::io::AsyncReadExt;
 
 #[derive(Default)]
@@ -57,7 +57,7 @@ async fn main() -> ExitCode {
         let mut direction = Direction::Up;
         let mut random = Random(settings.seed ^ 3);
         loop {
-            random.pause(settings.stall_every).await;
+            pause(&mut random, settings.stall_every).await;
             let quality = if direction == Direction::Up { up } else { settings.down };
             line.set(direction, Quality { stalled: true, ..quality });
             say(if direction == Direction::Up { "up stalled" } else { "down stalled" }, 1);
@@ -69,14 +69,14 @@ async fn main() -> ExitCode {
     let reset = async {
         let mut random = Random(settings.seed ^ 1);
         loop {
-            random.pause(settings.reset_every).await;
+            pause(&mut random, settings.reset_every).await;
             say("reset", line.reset_all());
         }
     };
     let black_hole = async {
         let mut random = Random(settings.seed ^ 2);
         loop {
-            random.pause(settings.black_hole_every).await;
+            pause(&mut random, settings.black_hole_every).await;
             say("black hole", line.black_hole_all());
         }
     };
@@ -135,15 +135,8 @@ fn time(text: &str) -> Option<Duration> {
     text.strip_suffix('s')?.parse().ok().map(Duration::from_secs)
 }
 
-/// The generator of Numerical Recipes, §7.1: the same faults for the same seed.
-struct Random(u64);
-
-impl Random {
-    /// From half of `interval` to one and a half; for ever without one.
-    async fn pause(&mut self, interval: Option<Duration>) {
-        let Some(interval) = interval else { return std::future::pending().await };
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let share = 0.5 + (self.0 >> 11) as f64 / (1u64 << 53) as f64;
-        tokio::time::sleep(interval.mul_f64(share)).await;
-    }
+/// From half of `interval` to one and a half; for ever without one.
+async fn pause(random: &mut Random, interval: Option<Duration>) {
+    let Some(interval) = interval else { return std::future::pending().await };
+    tokio::time::sleep(interval.mul_f64(0.5 + random.share())).await;
 }
