@@ -51,16 +51,19 @@ pub use self::{
 
 /// From the request to the 101, all attempts together. Through proxies, to kubelet and runtime, with their dials.
 const HANDSHAKE_WAIT: Duration = Duration::from_secs(30);
+/// Of it for SPDY, as long as nothing is known about the way there: something that does not know SPDY may also swallow
+/// the request, and the rest should suffice for WebSocket.
+const SPDY_WAIT: Duration = Duration::from_secs(10);
 
 /// How to ask the API server for the upgrade, and what is spoken then.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Transport {
-    /// WebSocket, then SPDY when WebSocket is refused, then v4; what worked is remembered.
+    /// SPDY, the cheapest; WebSocket when it is refused or not answered, then v4; what worked is remembered.
     #[default]
     Auto,
     /// `GET` with `Upgrade: websocket`, SPDY/3.1 inside: passes most proxies; API servers from 1.31 on.
     Websocket,
-    /// `POST` with `Upgrade: SPDY/3.1`: all API servers, few proxies.
+    /// `POST` with `Upgrade: SPDY/3.1`: all API servers, fewer proxies.
     Spdy,
     /// `GET` with `Upgrade: websocket` and the old subprotocol `v4.channel.k8s.io`: all API servers, most proxies, but
     /// nothing keeps it open over 4 hours without data.
@@ -141,9 +144,9 @@ impl Dialer {
         port: u16,
     ) -> Result<(Transport, TokioIo<Upgraded>), PortForwardError> {
         let path = negotiate::path(&self.namespace, pod)?;
-        let ways = match self.transport {
+        let ways = match &self.transport {
             Transport::Auto => negotiate::ways(self.works.get()),
-            ref forced => std::slice::from_ref(forced),
+            forced => std::slice::from_ref(forced),
         };
         let (transport, io) = tokio::time::timeout(HANDSHAKE_WAIT, self.handshake(&path, port, ways))
             .await
@@ -164,7 +167,10 @@ impl Dialer {
             if !negotiate::worth_trying(way, &refused) {
                 continue;
             }
-            match negotiate::upgrade(&self.client, path, port, way).await {
+            let choice = way == Transport::Spdy && ways.len() > 1 && self.works.get().is_none();
+            let after = if choice { SPDY_WAIT } else { HANDSHAKE_WAIT };
+            let upgraded = tokio::time::timeout(after, negotiate::upgrade(&self.client, path, port, way)).await;
+            match upgraded.unwrap_or(Err(PortForwardError::Timeout { after })) {
                 Ok(io) => return Ok((way, io)),
                 Err(error) => {
                     tracing::debug!(%way, %error, "port-forward refused");
@@ -176,24 +182,26 @@ impl Dialer {
     }
 }
 
-/// The way to try first: what worked last, WebSocket in the beginning.
+/// The way that worked last, if one did.
 #[derive(Default)]
 struct Works(AtomicU8);
 
 impl Works {
-    fn get(&self) -> Transport {
+    fn get(&self) -> Option<Transport> {
         match self.0.load(Ordering::Relaxed) {
-            0 => Transport::Websocket,
-            1 => Transport::Spdy,
-            _ => Transport::V4,
+            1 => Some(Transport::Spdy),
+            2 => Some(Transport::Websocket),
+            3 => Some(Transport::V4),
+            _ => None,
         }
     }
 
     fn set(&self, transport: Transport) {
         let number = match transport {
-            Transport::Auto | Transport::Websocket => 0,
+            Transport::Auto => 0,
             Transport::Spdy => 1,
-            Transport::V4 => 2,
+            Transport::Websocket => 2,
+            Transport::V4 => 3,
         };
         self.0.store(number, Ordering::Relaxed);
     }

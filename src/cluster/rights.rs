@@ -5,7 +5,7 @@ use std::fmt::Write;
 /// What is needed of each resource, and what for.
 const RULES: [(&str, &[&str], &str); 3] = [
     ("pods", &["create", "get", "list", "watch", "delete"], "the pod that kshuttle starts, and finds again"),
-    // `get` is what the WebSocket request needs, `create` the SPDY request, and from Kubernetes 1.35 both.
+    // `create` is what the SPDY request needs, `get` the WebSocket request, and that from Kubernetes 1.35 on both.
     ("pods/portforward", &["get", "create"], "the connection to that pod"),
     ("configmaps", &["create", "get"], "the program that the pod runs; not needed with --image"),
 ];

@@ -53,7 +53,7 @@ impl Scene {
 
     /// The ways this API server knows, in the order in which `auto` tries them.
     pub(crate) fn ways(&self) -> Vec<Transport> {
-        let ways = [Websocket, Spdy, V4].into_iter();
+        let ways = [Spdy, Websocket, V4].into_iter();
         ways.filter(|way| *way != Websocket || minor(&self.cluster) >= TUNNEL_SINCE).collect()
     }
 

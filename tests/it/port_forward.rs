@@ -31,8 +31,8 @@ enum Answer {
     Upgrade,
     /// Sends this as the head of a 101 (`ACCEPT` replaced), one byte per segment if asked, then as `Upgrade`.
     Head { head: String, by_byte: bool },
-    /// Says nothing, and stops the clock so that waits pass at once.
-    Silence,
+    /// Says nothing while so much time passes, by turning the clock.
+    SilentFor(Duration),
 }
 
 struct Api {
@@ -82,8 +82,10 @@ async fn serve(
             return;
         }
         Answer::Cut => return,
-        Answer::Silence => {
+        Answer::SilentFor(time) => {
             tokio::time::pause();
+            tokio::time::advance(time).await;
+            tokio::time::resume();
             while socket.read_u8().await.is_ok() {}
             return;
         }
@@ -179,7 +181,7 @@ impl Api {
 
 #[tokio::test]
 async fn the_websocket_request_and_bytes_behind_the_101() {
-    let mut api = api(Transport::Auto, [Answer::Upgrade]).await;
+    let mut api = api(Transport::Websocket, [Answer::Upgrade]).await;
     assert_eq!(api.run().await.unwrap(), (Transport::Websocket, b"hello".to_vec()));
     let head = api.requests.recv().await.unwrap();
     assert!(head.starts_with("GET /api/v1/namespaces/ns/pods/pod/portforward HTTP/1.1\r\n"), "{head}");
@@ -197,7 +199,7 @@ async fn the_websocket_request_and_bytes_behind_the_101() {
 
 #[tokio::test]
 async fn the_spdy_request() {
-    let mut api = api(Transport::Spdy, [Answer::Upgrade]).await;
+    let mut api = api(Transport::Auto, [Answer::Upgrade]).await;
     assert_eq!(api.run().await.unwrap(), (Transport::Spdy, b"hello".to_vec()));
     let head = api.requests.recv().await.unwrap();
     assert!(head.starts_with("POST /api/v1/namespaces/ns/pods/pod/portforward HTTP/1.1\r\n"), "{head}");
@@ -266,35 +268,38 @@ async fn wrong_upgrades_are_refused() {
         let answer = Answer::Head { head: head.clone(), by_byte: false };
         let error = api(transport, [answer.clone()]).await.run().await.unwrap_err();
         assert!(matches!(error, PortForwardError::BadUpgrade(_)), "{error:?} for {head}");
-        if transport == Transport::Websocket {
+        if transport == Transport::Spdy {
             let mut api = api(Transport::Auto, [answer, Answer::Upgrade]).await;
-            assert_eq!(api.run().await.unwrap().0, Transport::Spdy);
-            assert_eq!(api.asked(), ["GET", "POST"]);
+            assert_eq!(api.run().await.unwrap().0, Transport::Websocket);
+            assert_eq!(api.asked(), ["POST", "GET"]);
         }
     }
 }
 
 #[tokio::test]
-async fn refused_websockets_fall_back_once_and_the_way_is_remembered() {
+async fn a_refused_spdy_falls_back_once_and_the_way_is_remembered() {
     let answers = [
-        http("400 Bad Request", "", "query parameter \"port\" is required"),
-        status("403 Forbidden", "Forbidden", "cannot get resource pods/portforward"),
+        status("400 Bad Request", "BadRequest", "Upgrade request required"),
+        status("403 Forbidden", "Forbidden", "cannot create resource pods/portforward"),
         http("403 Forbidden", "", ""),
         http("404 Not Found", "", "404 page not found"),
         http("405 Method Not Allowed", "", ""),
         status("500 Internal Server Error", "InternalError", "error dialing backend"),
         http("501 Not Implemented", "", ""),
         http("502 Bad Gateway", "Content-Type: text/html\r\n", "<html><h1>502 Bad Gateway</h1></html>"),
+        http("503 Service Unavailable", "", "upstream connect error"),
+        http("504 Gateway Timeout", "", ""),
         http("200 OK", "", "welcome"),
         http("301 Moved Permanently", "Location: https://login.example/\r\n", ""),
         Answer::Cut,
+        Answer::SilentFor(Duration::from_secs(11)),
     ];
     for answer in answers {
         let mut api = api(Transport::Auto, [answer, Answer::Upgrade, Answer::Upgrade]).await;
-        assert_eq!(api.run().await.unwrap(), (Transport::Spdy, b"hello".to_vec()));
-        assert_eq!(api.asked(), ["GET", "POST"]);
-        assert_eq!(api.dialer.clone().open("pod", 1).await.unwrap().transport(), Transport::Spdy);
-        assert_eq!(api.asked(), ["POST"], "the way that failed is not tried again");
+        assert_eq!(api.run().await.unwrap(), (Transport::Websocket, b"hello".to_vec()));
+        assert_eq!(api.asked(), ["POST", "GET"]);
+        assert_eq!(api.dialer.clone().open("pod", 1).await.unwrap().transport(), Transport::Websocket);
+        assert_eq!(api.asked(), ["GET"], "the way that failed is not tried again");
     }
 }
 
@@ -302,9 +307,9 @@ async fn refused_websockets_fall_back_once_and_the_way_is_remembered() {
 async fn a_remembered_way_that_stops_working_is_left() {
     let answers = [http("500 Oops", "", ""), Answer::Upgrade, http("501 Gone", "", ""), Answer::Upgrade];
     let mut api = api(Transport::Auto, answers).await;
-    assert_eq!(api.run().await.unwrap().0, Transport::Spdy);
     assert_eq!(api.run().await.unwrap().0, Transport::Websocket);
-    assert_eq!(api.asked(), ["GET", "POST", "POST", "GET"]);
+    assert_eq!(api.run().await.unwrap().0, Transport::Spdy);
+    assert_eq!(api.asked(), ["POST", "GET", "GET", "POST"]);
 }
 
 #[tokio::test]
@@ -312,7 +317,7 @@ async fn answers_that_would_be_the_same_are_not_asked_for_twice() {
     let one = async |answer| {
         let mut api = api(Transport::Auto, [answer]).await;
         let error = api.run().await.unwrap_err();
-        assert_eq!(api.asked(), ["GET"]);
+        assert_eq!(api.asked(), ["POST"]);
         error
     };
     let error = one(status("401 Unauthorized", "Unauthorized", "Unauthorized")).await;
@@ -327,7 +332,7 @@ async fn answers_that_would_be_the_same_are_not_asked_for_twice() {
         "{error:?}"
     );
     for code in ["503 Service Unavailable", "504 Gateway Timeout"] {
-        let error = one(http(code, "", "later")).await;
+        let error = one(status(code, "ServiceUnavailable", "later")).await;
         assert!(matches!(error, PortForwardError::Server { .. }), "{error:?}");
     }
 }
@@ -335,18 +340,18 @@ async fn answers_that_would_be_the_same_are_not_asked_for_twice() {
 #[tokio::test]
 async fn both_refusals_are_kept() {
     let answers = [
-        status("403 Forbidden", "Forbidden", "cannot get"),
         status("403 Forbidden", "Forbidden", "cannot create"),
+        status("403 Forbidden", "Forbidden", "cannot get"),
     ];
     let mut api = api(Transport::Auto, answers).await;
     let error = api.run().await.unwrap_err();
-    assert_eq!(api.asked(), ["GET", "POST"]);
+    assert_eq!(api.asked(), ["POST", "GET"]);
     let text = error.to_string();
     let PortForwardError::Refusals { way: Transport::Spdy, error: spdy, others } = error else {
         panic!("{error:?}")
     };
     assert!(
-        text.contains("over websocket before that (not permitted") && text.contains("cannot get"),
+        text.contains("over websocket (not permitted") && text.contains("cannot get"),
         "{text}"
     );
     let [(Transport::Websocket, websocket)] = &others[..] else { panic!("{others:?}") };
@@ -370,9 +375,9 @@ async fn the_old_protocol_is_the_third_way_and_remembered() {
         Answer::Cut,
     ];
     for proxy in proxies {
-        let mut api = api(Transport::Auto, [kubelet(), proxy, Answer::Upgrade, Answer::Upgrade]).await;
+        let mut api = api(Transport::Auto, [proxy, kubelet(), Answer::Upgrade, Answer::Upgrade]).await;
         assert_eq!(api.run().await.unwrap(), (Transport::V4, b"hello".to_vec()));
-        assert_eq!(api.asked(), ["GET", "POST", "GET v4"]);
+        assert_eq!(api.asked(), ["POST", "GET", "GET v4"]);
         assert_eq!(api.run().await.unwrap().0, Transport::V4);
         assert_eq!(api.asked(), ["GET v4"]);
     }
@@ -387,17 +392,17 @@ async fn the_old_protocol_is_the_third_way_and_remembered() {
 #[tokio::test]
 async fn the_old_protocol_is_not_tried_against_the_clusters_word() {
     let last_words = [
-        (status("403 Forbidden", "Forbidden", "cannot get"), http("501 Not Implemented", "", "")),
-        (status("500 Oops", "InternalError", "error dialing backend"), http("501 Not Implemented", "", "")),
-        (http("501 Not Implemented", "", ""), status("401 Unauthorized", "Unauthorized", "Unauthorized")),
-        (http("501 Not Implemented", "", ""), status("404 Not Found", "NotFound", "pods x not found")),
-        (http("501 Not Implemented", "", ""), http("429 Too Many Requests", "", "")),
-        (http("501 Not Implemented", "", ""), http("503 Service Unavailable", "", "")),
+        status("403 Forbidden", "Forbidden", "cannot get"),
+        status("500 Oops", "InternalError", "error dialing backend"),
+        status("401 Unauthorized", "Unauthorized", "Unauthorized"),
+        status("404 Not Found", "NotFound", "pods x not found"),
+        http("429 Too Many Requests", "", ""),
+        http("503 Service Unavailable", "", ""),
     ];
-    for (websocket, spdy) in last_words {
-        let mut api = api(Transport::Auto, [websocket, spdy]).await;
+    for websocket in last_words {
+        let mut api = api(Transport::Auto, [http("501 Not Implemented", "", ""), websocket]).await;
         api.run().await.unwrap_err();
-        assert_eq!(api.asked(), ["GET", "POST"]);
+        assert_eq!(api.asked(), ["POST", "GET"]);
     }
 }
 
@@ -479,12 +484,12 @@ async fn a_failed_tls_handshake_is_not_a_reason_to_try_the_other_way() {
 
 #[tokio::test]
 async fn a_server_that_never_answers_is_given_up() {
-    let mut api = api(Transport::Auto, [Answer::Silence]).await;
+    let mut api = api(Transport::Auto, [11, 21].map(|seconds| Answer::SilentFor(Duration::from_secs(seconds)))).await;
     let begin = std::time::Instant::now();
     let error = api.run().await.unwrap_err();
     assert!(matches!(error, PortForwardError::Timeout { .. }), "{error:?}");
-    assert_eq!(api.asked(), ["GET"]);
-    assert!(begin.elapsed() < Duration::from_secs(20), "the paused clock was used");
+    assert_eq!(api.asked(), ["POST", "GET"]);
+    assert!(begin.elapsed() < Duration::from_secs(20), "the turned clock was used");
 }
 
 #[test]

@@ -201,5 +201,5 @@ impl PortForwardError {
 }
 
 fn also(others: &[(Transport, PortForwardError)]) -> String {
-    others.iter().map(|(way, error)| format!(", and over {way} before that ({error})")).collect()
+    others.iter().map(|(way, error)| format!(", and over {way} ({error})")).collect()
 }

@@ -124,12 +124,14 @@ pub(super) fn check(headers: &HeaderMap, transport: Transport, key: &str) -> Res
     Ok(())
 }
 
-/// All ways in the order to try them, beginning with the one that worked last.
-pub(super) fn ways(first: Transport) -> &'static [Transport] {
-    match first {
-        Transport::Spdy => &[Transport::Spdy, Transport::Websocket, Transport::V4],
-        Transport::V4 => &[Transport::V4, Transport::Websocket, Transport::Spdy],
-        Transport::Websocket | Transport::Auto => &[Transport::Websocket, Transport::Spdy, Transport::V4],
+/// All ways in the order to try them: what worked last, then the cheapest.
+pub(super) fn ways(worked: Option<Transport>) -> &'static [Transport] {
+    match worked {
+        Some(Transport::Websocket) => &[Transport::Websocket, Transport::Spdy, Transport::V4],
+        Some(Transport::V4) => &[Transport::V4, Transport::Spdy, Transport::Websocket],
+        Some(Transport::Spdy | Transport::Auto) | None => {
+            &[Transport::Spdy, Transport::Websocket, Transport::V4]
+        }
     }
 }
 
@@ -137,16 +139,19 @@ pub(super) fn ways(first: Transport) -> &'static [Transport] {
 ///
 /// Not after answers that would be the same (who we are, no such pod, overload), nor when nothing answered. After 403
 /// yes, because the ways need different verbs; but the two kinds of WebSocket are the same request to whatever
-/// decides in Kubernetes, so its answer to one is its answer to the other.
+/// decides in Kubernetes, so its answer to one is its answer to the other. Silence, and an overload that is not said
+/// in Kubernetes' words, may be a proxy that does not know SPDY.
 pub(super) fn worth_trying(way: Transport, refused: &[(Transport, PortForwardError)]) -> bool {
     refused.iter().all(|(other, error)| match error {
         PortForwardError::Proxy { .. } | PortForwardError::BadUpgrade(_) | PortForwardError::Upgrade(_) => {
             true
         }
         PortForwardError::Forbidden { .. } => !both_websocket(way, *other),
-        PortForwardError::Server { status, reason, .. } => {
-            !matches!(status, 503 | 504) && (reason.is_empty() || !both_websocket(way, *other))
+        PortForwardError::Server { status: 503 | 504, reason, .. } => {
+            *other == Transport::Spdy && reason.is_empty()
         }
+        PortForwardError::Server { reason, .. } => reason.is_empty() || !both_websocket(way, *other),
+        PortForwardError::Timeout { .. } => *other == Transport::Spdy,
         PortForwardError::Dial(error) => cut_off_after_request(error),
         _ => false,
     })
@@ -178,9 +183,11 @@ fn cut_off_after_request(error: &kube::Error) -> bool {
     false
 }
 
-/// Joins the errors of all attempts, in the order they were made.
+/// Joins the errors of all attempts, in the order they were made; SPDY's leads, if it was an answer: only it comes from the
+/// kubelet and the runtime in their own words.
 pub(super) fn summary(mut refused: Vec<(Transport, PortForwardError)>) -> PortForwardError {
-    let spdy = refused.iter().position(|(way, _)| *way == Transport::Spdy);
+    let answer = |error: &PortForwardError| !matches!(error, PortForwardError::Timeout { .. });
+    let spdy = refused.iter().position(|(way, error)| *way == Transport::Spdy && answer(error));
     let last = refused.len().checked_sub(1).expect("at least one way was tried");
     let (way, error) = refused.remove(spdy.unwrap_or(last));
     if refused.is_empty() {
