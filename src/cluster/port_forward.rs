@@ -169,7 +169,8 @@ impl Dialer {
             }
             let choice = way == Transport::Spdy && ways.len() > 1 && self.works.get().is_none();
             let after = if choice { SPDY_WAIT } else { HANDSHAKE_WAIT };
-            let upgraded = tokio::time::timeout(after, negotiate::upgrade(&self.client, path, port, way)).await;
+            let upgraded =
+                tokio::time::timeout(after, negotiate::upgrade(&self.client, path, port, way)).await;
             match upgraded.unwrap_or(Err(PortForwardError::Timeout { after })) {
                 Ok(io) => return Ok((way, io)),
                 Err(error) => {

@@ -350,10 +350,7 @@ async fn both_refusals_are_kept() {
     let PortForwardError::Refusals { way: Transport::Spdy, error: spdy, others } = error else {
         panic!("{error:?}")
     };
-    assert!(
-        text.contains("over websocket (not permitted") && text.contains("cannot get"),
-        "{text}"
-    );
+    assert!(text.contains("over websocket (not permitted") && text.contains("cannot get"), "{text}");
     let [(Transport::Websocket, websocket)] = &others[..] else { panic!("{others:?}") };
     let parts = |error: &PortForwardError| match error {
         PortForwardError::Forbidden { message, verb } => (message.clone(), *verb),
@@ -484,7 +481,8 @@ async fn a_failed_tls_handshake_is_not_a_reason_to_try_the_other_way() {
 
 #[tokio::test]
 async fn a_server_that_never_answers_is_given_up() {
-    let mut api = api(Transport::Auto, [11, 21].map(|seconds| Answer::SilentFor(Duration::from_secs(seconds)))).await;
+    let mut api =
+        api(Transport::Auto, [11, 21].map(|seconds| Answer::SilentFor(Duration::from_secs(seconds)))).await;
     let begin = std::time::Instant::now();
     let error = api.run().await.unwrap_err();
     assert!(matches!(error, PortForwardError::Timeout { .. }), "{error:?}");
