@@ -74,7 +74,7 @@ pub fn answer(input: &[u8]) {
     };
     assert!(error.to_string().len() <= TEXT_MAX, "a text of {} bytes", error.to_string().len());
     let refused = [(transport, error)];
-    for way in negotiate::ways(transport) {
+    for way in negotiate::ways(Some(transport)) {
         let again = negotiate::worth_trying(*way, &refused);
         let last_word = matches!(
             refused[0].1,
