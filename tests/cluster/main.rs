@@ -99,6 +99,7 @@ const BOX: &[Test] = tests! {
         ends_are_clean_whoever_comes_first,
         left_downloads_leave_nothing_behind,
         paused_readers_cost_bounded_memory_and_lose_nothing,
+        streams_that_are_never_confirmed_are_told,
         a_pod_that_goes_ends_its_streams_and_is_not_found_then;
     runtime:
         replies_and_data_come_in_any_order,

@@ -1,5 +1,7 @@
 //! What tests of single streams start from: the ways this API server knows, and pods to open streams to.
 
+use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 use kshuttle::cluster::client::{Cluster, Options, connect};
@@ -7,7 +9,8 @@ use kshuttle::cluster::port_forward::{
     Dialer, PortForwardError, PortForwardStream,
     Transport::{self, Spdy, V4, Websocket},
 };
-use kshuttle_test_support::kshuttle::{PATIENCE, eventually, kubectl};
+use kshuttle_test_support::kshuttle::{PATIENCE, eventually, kubectl, output};
+use kshuttle_test_support::line::Line;
 use kshuttle_test_support::within;
 use tokio::io::AsyncReadExt;
 
@@ -22,10 +25,14 @@ pub(crate) struct Scene {
 
 /// Runs a test with the `bench` Deployment's pod.
 pub(crate) fn with_bench(test: impl AsyncFnOnce(Scene)) {
-    let running = "--field-selector=status.phase=Running";
-    let pod =
-        kubectl(&["get", "pod", "-l", "app=bench", running, "-o", "jsonpath={.items[0].metadata.name}"]);
+    let pod = bench_pod();
     block_on(async { test(Scene { cluster: administrator().await, pod }).await });
+}
+
+/// Its name.
+pub(crate) fn bench_pod() -> String {
+    let running = "--field-selector=status.phase=Running";
+    kubectl(&["get", "pod", "-l", "app=bench", running, "-o", "jsonpath={.items[0].metadata.name}"])
 }
 
 pub(crate) fn block_on(test: impl Future<Output = ()>) {
@@ -60,6 +67,35 @@ impl Scene {
     pub(crate) async fn open(&self, way: Transport, port: u16) -> PortForwardStream {
         let stream = within(self.dialer(way).open(&self.pod, port)).await;
         stream.unwrap_or_else(|error| panic!("{way}: {error:?}"))
+    }
+}
+
+/// A bad line to the API server, and a kubeconfig that leads through it.
+pub(crate) struct ThroughLine {
+    pub(crate) line: Line,
+    pub(crate) kubeconfig: PathBuf,
+    pub(crate) runtime: tokio::runtime::Runtime,
+}
+
+impl ThroughLine {
+    pub(crate) fn start() -> Self {
+        let config = output(Command::new("kubectl").args(["config", "view", "--raw", "--minify"]));
+        let server = config.lines().find_map(|line| line.trim().strip_prefix("server: https://")).unwrap();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let line = runtime.block_on(Line::start(server.trim_end_matches('/').parse().unwrap(), 1));
+        let (host, _) = server.rsplit_once(':').unwrap();
+        let through = format!("server: https://{}\n    tls-server-name: {host}", line.address);
+        let folder = PathBuf::from(std::env::var_os("KSHUTTLE_TEST_PROGRAMS").unwrap());
+        let kubeconfig = folder.join(format!("kubeconfig-{}", std::process::id()));
+        fs::write(&kubeconfig, config.replace(&format!("server: https://{server}"), &through)).unwrap();
+        Self { line, kubeconfig, runtime }
+    }
+}
+
+impl Drop for ThroughLine {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.kubeconfig);
+        let _entered = self.runtime.enter(); // the line's tasks end in their runtime
     }
 }
 

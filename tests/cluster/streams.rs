@@ -10,13 +10,16 @@ use kshuttle::cluster::port_forward::{
 };
 use kshuttle_test_support::http::sha256;
 use kshuttle_test_support::kshuttle::{kubectl, program};
+use kshuttle_test_support::line::{Direction, Quality};
 use kshuttle_test_support::{pattern, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, split};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::runtime::idle;
-use crate::scene::{OwnPod, Scene, administrator, apply, block_on, drain, minor, typed, with_bench};
+use crate::scene::{
+    OwnPod, Scene, ThroughLine, administrator, apply, bench_pod, block_on, drain, minor, typed, with_bench,
+};
 
 const MEBIBYTE: usize = 1 << 20;
 
@@ -273,6 +276,41 @@ fn resident() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+}
+
+/// Point 23. The way falls silent behind the 101, before the streams are confirmed: on both ways at once (in v4 nothing
+/// is confirmed).
+pub(crate) fn streams_that_are_never_confirmed_are_told() {
+    let way = ThroughLine::start();
+    way.runtime.block_on(async {
+        let kubeconfig = Some(way.kubeconfig.clone());
+        let options = Options { kubeconfig, namespace: Some("default".into()), ..Options::default() };
+        let scene = Scene { cluster: connect(&options).await.unwrap(), pod: bench_pod() };
+        // Long enough that the 101 is here and the confirmations cannot be.
+        let late = Quality { delay: Duration::from_secs(4), ..Quality::default() };
+        way.line.set(Direction::Down, late);
+        let mut streams = Vec::new();
+        for transport in scene.ways().into_iter().filter(|way| *way != V4) {
+            let dialer = scene.dialer(transport);
+            let pod = scene.pod.clone();
+            streams.push(tokio::spawn(async move { dialer.open(&pod, ECHO).await.unwrap() }));
+        }
+        let streams = within(futures::future::join_all(streams)).await;
+        way.line.set(Direction::Down, Quality { stalled: true, ..late });
+        let ends = streams.into_iter().map(async |stream| {
+            let mut stream = stream.unwrap();
+            let error = within(stream.read(&mut [0; 1])).await.unwrap_err();
+            (stream.transport(), typed(&error))
+        });
+        for (transport, error) in futures::future::join_all(ends).await {
+            println!("  {transport}: {error}");
+            let expected = Duration::from_secs(30);
+            assert!(
+                matches!(error, PortForwardError::StreamTimeout { after } if after == expected),
+                "{transport}: {error:?}"
+            );
+        }
+    });
 }
 
 pub(crate) fn a_pod_that_goes_ends_its_streams_and_is_not_found_then() {

@@ -1,16 +1,13 @@
 //! Connections that outlive what carries them.
 
-use std::fs;
 use std::io::{Read, Write};
-use std::path::PathBuf;
-use std::process::Command;
 use std::thread;
 
 use kshuttle_test_support::http::{connect, get};
-use kshuttle_test_support::kshuttle::{Kshuttle, PATIENCE, eventually, output};
-use kshuttle_test_support::line::Line;
+use kshuttle_test_support::kshuttle::{Kshuttle, PATIENCE, eventually};
 
 use crate::reach::{RANGES, bench};
+use crate::scene::ThroughLine;
 
 /// Downloads at the same time, and how long each is.
 const DOWNLOADS: usize = 10;
@@ -18,35 +15,6 @@ const LENGTH: &str = "/48M";
 
 /// The connection to the API server is reset after this many bytes, again and again.
 const RESET_AFTER: u64 = 24 << 20;
-
-/// A bad line to the API server, and a kubeconfig that leads through it.
-struct ThroughLine {
-    line: Line,
-    kubeconfig: PathBuf,
-    runtime: tokio::runtime::Runtime,
-}
-
-impl ThroughLine {
-    fn start() -> Self {
-        let config = output(Command::new("kubectl").args(["config", "view", "--raw", "--minify"]));
-        let server = config.lines().find_map(|line| line.trim().strip_prefix("server: https://")).unwrap();
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        let line = runtime.block_on(Line::start(server.trim_end_matches('/').parse().unwrap(), 1));
-        let (host, _) = server.rsplit_once(':').unwrap();
-        let through = format!("server: https://{}\n    tls-server-name: {host}", line.address);
-        let folder = PathBuf::from(std::env::var_os("KSHUTTLE_TEST_PROGRAMS").unwrap());
-        let kubeconfig = folder.join(format!("kubeconfig-{}", std::process::id()));
-        fs::write(&kubeconfig, config.replace(&format!("server: https://{server}"), &through)).unwrap();
-        Self { line, kubeconfig, runtime }
-    }
-}
-
-impl Drop for ThroughLine {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.kubeconfig);
-        let _entered = self.runtime.enter(); // the line's tasks end in their runtime
-    }
-}
 
 pub(crate) fn flows_do_not_notice_resets_of_the_connection() {
     let way = ThroughLine::start();
