@@ -86,7 +86,7 @@ impl ThroughLine {
         let (host, _) = server.rsplit_once(':').unwrap();
         let through = format!("server: https://{}\n    tls-server-name: {host}", line.address);
         let folder = PathBuf::from(std::env::var_os("KSHUTTLE_TEST_PROGRAMS").unwrap());
-        let kubeconfig = folder.join(format!("kubeconfig-{}", std::process::id()));
+        let kubeconfig = folder.join(format!("kubeconfig-{}", line.address.port()));
         fs::write(&kubeconfig, config.replace(&format!("server: https://{server}"), &through)).unwrap();
         Self { line, kubeconfig, runtime }
     }
