@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Prints `listening on ADDRESS:PORT`, then a line for each fault. Rates are bits per second. Every fault comes at a
-//! random time around its interval (from half of it to one and a half), decided by the seed. Ends with its standard
-//! input.
+//! random time around its interval (from half of it to one and a half), decided by the seed. Faults begin with the first byte
+//! on its standard input; it ends with that input.
 
 #![allow(clippy::print_stderr, clippy::print_stdout, reason = "a program of the tests")]
 
@@ -50,6 +50,8 @@ async fn main() -> ExitCode {
     line.set(Direction::Down, settings.down);
     line.set(Direction::Up, up);
     println!("listening on {}", line.address);
+    let mut input = tokio::io::stdin();
+    let _ = input.read_u8().await; // an end shows again below
     let start = Instant::now();
     let say =
         |what: &str, number: usize| println!("{:9.3} s  {what} ({number})", start.elapsed().as_secs_f64());
@@ -82,7 +84,7 @@ async fn main() -> ExitCode {
     };
     let ended = async {
         let mut rest = Vec::new();
-        let _ = tokio::io::stdin().read_to_end(&mut rest).await;
+        let _ = input.read_to_end(&mut rest).await;
     };
     tokio::select! {
         () = ended => {}
