@@ -1,10 +1,13 @@
 //! The command line: flags and their help. Pure; touches nothing.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use kshuttle_wire::pacing::Policy;
 
@@ -19,7 +22,7 @@ use crate::tunnel::pool::{PACING, TUNNELS};
 #[command(
     name = "kshuttle",
     version,
-    args_conflicts_with_subcommands = true,
+    subcommand_precedence_over_arg = true,
     after_help = EXAMPLES,
     max_term_width = 100
 )]
@@ -35,6 +38,31 @@ pub struct Cli {
     /// Which cluster.
     #[command(flatten)]
     pub cluster: ClusterArgs,
+}
+
+impl Cli {
+    /// The line as given to the program, its name first.
+    ///
+    /// # Errors
+    /// What clap finds; or a flag of the main job before another command's word, where it would say nothing.
+    pub fn read<T: Into<OsString> + Clone>(line: impl IntoIterator<Item = T>) -> Result<Self, clap::Error> {
+        let mut command = Self::command();
+        let matches = command.try_get_matches_from_mut(line)?;
+        if let (Some(word), Some(flag)) = (matches.subcommand_name(), misplaced(&command, &matches)) {
+            let text =
+                format!("{flag} cannot stand before `{word}`; if `{word}` has it, write it after the word");
+            return Err(command.error(ErrorKind::ArgumentConflict, text));
+        }
+        Self::from_arg_matches(&matches)
+    }
+}
+
+/// The first argument that only the main job would read.
+fn misplaced(command: &clap::Command, matches: &ArgMatches) -> Option<String> {
+    let own = command.get_arguments().filter(|argument| !argument.is_global_set());
+    own.filter(|argument| matches.value_source(argument.get_id().as_str()) == Some(ValueSource::CommandLine))
+        .map(ToString::to_string)
+        .next()
 }
 
 const EXAMPLES: &str = "\
@@ -194,7 +222,6 @@ fn duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn clap_accepts_the_definition() {
@@ -215,6 +242,20 @@ mod tests {
         let cli = Cli::parse_from(["kshuttle", "socks", "--listen", "127.0.0.1:0", "--context", "prod"]);
         assert!(matches!(cli.command, Some(Command::Socks(_))));
         assert_eq!(cli.cluster.context.as_deref(), Some("prod"));
+    }
+
+    #[test]
+    fn cluster_flags_may_precede_the_word_and_others_may_not() {
+        let cli = Cli::read("kshuttle --context prod -v socks -n tools".split(' ')).unwrap();
+        assert!(matches!(cli.command, Some(Command::Socks(_))));
+        assert_eq!((cli.cluster.context.as_deref(), cli.cluster.verbose), (Some("prod"), 1));
+        assert_eq!(cli.cluster.namespace.as_deref(), Some("tools"));
+        for line in ["kshuttle 10.0.0.0/8 socks", "kshuttle -x 10.0.0.0/8 socks", "kshuttle --image=x socks"]
+        {
+            let error = Cli::read(line.split(' ')).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ArgumentConflict, "{line}");
+            assert!(error.to_string().contains("before `socks`"), "{error}");
+        }
     }
 
     #[test]
@@ -250,7 +291,7 @@ mod tests {
                 ["kshuttle", "port-forward", "web", "80", flag],
                 ["kshuttle", flag, "port-forward", "web", "80"],
             ] {
-                assert!(Cli::try_parse_from(line).is_err(), "{line:?}: it has no pod of ours");
+                assert!(Cli::read(line).is_err(), "{line:?}: it has no pod of ours");
             }
         }
     }

@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use kshuttle::cli::{Cli, Command};
 use kshuttle::privileged::{self, Elevation, Starting};
 use kshuttle::privileges::{self, Became};
@@ -10,7 +9,7 @@ use kshuttle::report::{self, Steps};
 use kshuttle::{app, logging};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
     logging::start(cli.cluster.verbose);
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
