@@ -52,8 +52,8 @@ pub use self::{
 /// From the request to the 101, all attempts together. Through proxies, to kubelet and runtime, with their dials.
 const HANDSHAKE_WAIT: Duration = Duration::from_secs(30);
 /// Of it for SPDY, as long as nothing is known about the way there: something that does not know SPDY may also swallow
-/// the request, and the rest should suffice for WebSocket.
-const SPDY_WAIT: Duration = Duration::from_secs(10);
+/// the request. Half of what a tunnel's attempt lasts, so that WebSocket has the other half.
+const SPDY_WAIT: Duration = Duration::from_secs(5);
 
 /// How to ask the API server for the upgrade, and what is spoken then.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBuilder};
 use kshuttle_wire::relay::reset_by_peer;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -22,10 +23,12 @@ use crate::report::chain;
 /// becomes ready in it, an API server starts again. Longer, and people take it for hanging.
 pub const REACH_TIME_MAX: Duration = Duration::from_secs(30);
 
-/// Pause after the first failure; each is twice the one before.
-const PAUSE_MIN: Duration = Duration::from_millis(50);
-/// The longest pause: a new pod is found this late at most.
-const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Pauses after failures. The longest, with jitter twice a second, is how late a new pod may be found.
+const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(50))
+    .with_max_delay(Duration::from_secs(1))
+    .with_jitter()
+    .without_max_times();
 
 /// What all connections of the command share.
 pub(super) struct Way {
@@ -139,7 +142,7 @@ async fn carry(socket: &mut TcpStream, index: usize, way: &Way) -> Result<String
     let deadline = Instant::now() + REACH_TIME_MAX;
     let mut sent = Sent::default();
     let mut failed: Option<Arc<Found>> = None;
-    let mut pause = PAUSE_MIN;
+    let mut pauses = PAUSES.build();
     loop {
         let avoid = failed.as_ref().map(|found| found.uid.as_str());
         let (found, stream) = reach(socket, index, way, avoid, deadline).await?;
@@ -153,8 +156,7 @@ async fn carry(socket: &mut TcpStream, index: usize, way: &Way) -> Result<String
         }
         tracing::debug!(error = &error as &dyn std::error::Error, "looking for another pod");
         failed = Some(found);
-        sleep(pause).await;
-        pause = PAUSE_MAX.min(pause * 2);
+        sleep(pauses.next().expect("without end")).await;
     }
 }
 
@@ -184,7 +186,7 @@ async fn reach(
     let mut last = ConnectionError::Slow;
     let attempts = async {
         let mut avoid = avoid.map(str::to_owned);
-        let mut pause = PAUSE_MIN;
+        let mut pauses = PAUSES.build();
         loop {
             last = match attempt(index, way, avoid.as_deref()).await {
                 Ok(reached) => return Ok(reached),
@@ -197,8 +199,7 @@ async fn reach(
                 return Err(());
             }
             tracing::debug!(error = &last as &dyn std::error::Error, "trying again");
-            sleep(pause).await;
-            pause = PAUSE_MAX.min(pause * 2);
+            sleep(pauses.next().expect("without end")).await;
         }
     };
     let reached = tokio::select! {

@@ -292,7 +292,7 @@ async fn a_refused_spdy_falls_back_once_and_the_way_is_remembered() {
         http("200 OK", "", "welcome"),
         http("301 Moved Permanently", "Location: https://login.example/\r\n", ""),
         Answer::Cut,
-        Answer::SilentFor(Duration::from_secs(11)),
+        Answer::SilentFor(Duration::from_secs(6)),
     ];
     for answer in answers {
         let mut api = api(Transport::Auto, [answer, Answer::Upgrade, Answer::Upgrade]).await;
@@ -482,7 +482,7 @@ async fn a_failed_tls_handshake_is_not_a_reason_to_try_the_other_way() {
 #[tokio::test]
 async fn a_server_that_never_answers_is_given_up() {
     let mut api =
-        api(Transport::Auto, [11, 21].map(|seconds| Answer::SilentFor(Duration::from_secs(seconds)))).await;
+        api(Transport::Auto, [6, 25].map(|seconds| Answer::SilentFor(Duration::from_secs(seconds)))).await;
     let begin = std::time::Instant::now();
     let error = api.run().await.unwrap_err();
     assert!(matches!(error, PortForwardError::Timeout { .. }), "{error:?}");
