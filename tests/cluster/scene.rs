@@ -35,8 +35,8 @@ pub(crate) fn bench_pod() -> String {
     kubectl(&["get", "pod", "-l", "app=bench", running, "-o", "jsonpath={.items[0].metadata.name}"])
 }
 
-pub(crate) fn block_on(test: impl Future<Output = ()>) {
-    tokio::runtime::Runtime::new().unwrap().block_on(test);
+pub(crate) fn block_on<T>(test: impl Future<Output = T>) -> T {
+    tokio::runtime::Runtime::new().unwrap().block_on(test)
 }
 
 pub(crate) async fn administrator() -> Cluster {
