@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -14,7 +15,7 @@ from types import FrameType
 from typing import NoReturn
 
 import table
-from box import CACHE, BenchError, Box
+from box import CACHE, REPOSITORY, BenchError, Box
 from measure import Bench, Sample, Sizes
 from paths import Way, all_paths
 from rivals import Rivals, prepare, versions
@@ -26,6 +27,8 @@ INTERRUPTED = 128 + signal.SIGINT
 
 
 def main() -> int:
+    if "--line" in sys.argv[1:]:
+        return _line([word for word in sys.argv[1:] if word != "--line"])
     options = _parse()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
@@ -48,12 +51,20 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help=f"every path is measured once in each (default {ROUNDS}, quick {ROUNDS_QUICK})")
     parser.add_argument("--quick", action="store_true", help="small sizes: shows that it works, figures are rough")
     parser.add_argument("--only", metavar="PATH,…", help="these paths only; --only help lists them")
+    parser.add_argument("--line", action="store_true",
+                        help="instead: pings, new connections and transfers over simulated lines, without Kubernetes; --line --help says more")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all samples there, after each round")
     options = parser.parse_args()
     options.rounds = options.rounds or (ROUNDS_QUICK if options.quick else ROUNDS)
     if options.rounds < 1:
         parser.error("--rounds needs a positive number")
     return options
+
+
+def _line(arguments: list[str]) -> int:
+    """Builds and runs the measuring program; both ends of the tunnel and the line between them are in it."""
+    build_and_run = '. scripts/common.sh && exec cargo run --quiet --locked --release --example line -- "$@"'
+    return subprocess.run(["bash", "-c", build_and_run, "scripts/bench", *arguments], cwd=REPOSITORY, check=False).returncode
 
 
 def _end(number: int, _: FrameType | None) -> NoReturn:

@@ -10,6 +10,7 @@ pub mod harness;
 pub mod http;
 pub mod kshuttle;
 pub mod line;
+pub mod load;
 pub mod net;
 pub mod operator;
 pub mod proxy;

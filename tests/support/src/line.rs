@@ -22,8 +22,14 @@ use tokio::time::{Instant, sleep_until};
 /// What the queue of one direction holds before it pushes back: a home router's.
 pub const QUEUE: u64 = 4 << 20;
 
-/// Bytes taken from a connection in one go. Small against the queue, so that connections share the line.
+/// Bytes taken from a connection in one go, at most. Small against the queue, so that connections share the line.
 const PIECE: usize = 16 << 10;
+
+/// A piece arrives when its last byte does; on slow lines it is no longer than this on the line...
+const PIECE_TIME: Duration = Duration::from_millis(1);
+
+/// ...but no smaller than a packet.
+const PACKET: usize = 1448;
 
 /// Pieces of one connection that may be on their way: 64 MiB, more than rate times delay of any line tested.
 const ON_THE_WAY: usize = 4096;
@@ -215,7 +221,7 @@ impl Way {
         let (send, mut receive) = mpsc::channel::<(Instant, Vec<u8>)>(ON_THE_WAY);
         let take = async move {
             loop {
-                let mut piece = vec![0; PIECE];
+                let mut piece = vec![0; self.piece()];
                 let length = from.read(&mut piece).await?;
                 if length == 0 {
                     return io::Result::Ok(()); // drops the sender: FIN follows the last byte
@@ -241,6 +247,12 @@ impl Way {
             to.shutdown().await
         };
         tokio::try_join!(take, give).map(drop)
+    }
+
+    /// Bytes to take at once.
+    fn piece(&self) -> usize {
+        let rate = self.quality.borrow().rate.unwrap_or(f64::INFINITY);
+        ((rate * PIECE_TIME.as_secs_f64()) as usize).clamp(PACKET, PIECE)
     }
 
     /// Waits for room in the queue and puts `length` bytes in; when they arrive at the other end.

@@ -109,9 +109,10 @@ impl Windows {
         if now - state.since < PERIOD {
             return;
         }
-        let rtt = match pacer.figures().base_rtt {
+        let path = pacer.figures();
+        let rtt = match path.base_rtt {
             Duration::ZERO => UNKNOWN_RTT,
-            rtt => rtt,
+            rtt => rtt + path.noise,
         };
         if now - state.since < rtt {
             return;

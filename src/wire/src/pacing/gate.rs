@@ -230,7 +230,7 @@ impl<W> Gate<W> {
 
     fn admit(&mut self, now: Duration, bytes: usize) {
         if let Some(pace) = self.law.pace() {
-            let late = if self.held_back { LATE } else { Duration::ZERO };
+            let late = if self.held_back { LATE + self.law.noise() } else { Duration::ZERO };
             self.paced_until =
                 self.paced_until.max(now.saturating_sub(late)) + Duration::from_secs_f64(bytes as f64 / pace);
         }

@@ -7,6 +7,7 @@
 //! *probe* (drain, then look: the only way to tell a longer path from a queue). What is measured, and how, is in
 //! [`path`]; who gets the budget is in [`super::gate`].
 
+mod noise;
 pub(crate) mod path;
 pub mod policy;
 mod round;
@@ -16,6 +17,7 @@ mod tests;
 use std::time::Duration;
 
 use crate::link::TimedAck;
+use noise::Noise;
 use path::Path;
 pub use policy::{Policy, PolicyError};
 use round::Round;
@@ -136,6 +138,9 @@ pub struct Figures {
     pub base_rtt: Duration,
     /// Round trip of the last acknowledgement; zero before it.
     pub rtt: Duration,
+    /// By how much round trips are longer than the shortest on average though no queue of ours stands: processors that
+    /// are busy.
+    pub noise: Duration,
     /// Bytes that may be under way.
     pub budget: u64,
     /// Bytes that are under way.
@@ -153,6 +158,7 @@ pub struct Law {
     /// acknowledgements wait there, and the line must be kept busy meanwhile.
     effective_rtt: Option<f64>,
     probe: Probe,
+    noise: Noise,
     /// Slot of [`PROBE_EVERY`] in which the last regular probe fell.
     slot: Option<u64>,
     /// The probe was made for a suspicion, not because it was time.
@@ -199,6 +205,7 @@ impl Law {
             growth: Growth::First { full: 0.0, rounds: 0 },
             effective_rtt: None,
             probe: Probe::No,
+            noise: Noise::default(),
             slot: None,
             suspicion: false,
             reference: 0.0,
@@ -225,6 +232,7 @@ impl Law {
             let (rtt, one_way) = seen.unwrap_or((f64::MAX, f64::MAX));
             *seen = Some((rtt.min(sample.rtt), one_way.min(sample.one_way)));
         }
+        self.noise.add(now, &sample);
         self.round.add(&sample);
         if self.path.acked >= self.round.end {
             self.end_round(now);
@@ -251,14 +259,15 @@ impl Law {
         let (Some(base), true) = (self.effective_rtt, self.path.rate > 0.0) else {
             return BUDGET_FIRST as u64;
         };
-        let steady = |gain: f64| self.path.rate * (gain * base + STANDING) + self.constant();
+        let steady = |gain: f64| self.path.rate * (gain * base + self.standing()) + self.constant();
         let budget = match self.growth {
             Growth::First { .. } => steady(GAIN_FIRST).max(BUDGET_FIRST),
             Growth::Again { .. } => steady(GAIN_AGAIN),
             Growth::Steady { .. } => steady(1.0),
         };
-        let (least, most) =
-            if self.is_near() { (BUDGET_MIN_NEAR, BUDGET_MAX_NEAR) } else { (BUDGET_MIN, BUDGET_MAX) };
+        let least = if self.path.is_near() { BUDGET_MIN_NEAR } else { BUDGET_MIN };
+        let most =
+            if self.path.base_rtt().is_some_and(|rtt| rtt < NEAR) { BUDGET_MAX_NEAR } else { BUDGET_MAX };
         budget.clamp(least, most) as u64
     }
 
@@ -268,7 +277,7 @@ impl Law {
         if self.policy != Policy::Auto
             || self.path.rate == 0.0
             || self.path.base_rtt().is_none()
-            || self.is_near()
+            || self.path.is_near()
         {
             return None;
         }
@@ -280,6 +289,11 @@ impl Law {
         // Never slower than the budget comes round: a small rate could not grow.
         let round = self.effective_rtt.unwrap_or_default() + STANDING;
         Some((gain * self.path.rate).max(self.budget() as f64 / round))
+    }
+
+    /// See [`Figures::noise`].
+    pub(crate) fn noise(&self) -> Duration {
+        Duration::from_secs_f64(self.noise.value())
     }
 
     /// Bytes given to the link and not acknowledged.
@@ -304,6 +318,7 @@ impl Law {
             rate: self.path.rate,
             base_rtt: time(self.path.base_rtt()),
             rtt: time(self.path.last_rtt),
+            noise: self.noise(),
             budget: self.budget(),
             in_flight: self.in_flight(),
         }
@@ -319,9 +334,15 @@ impl Law {
         (CONSTANT_MAX * (self.path.rate / CONSTANT_RATE).sqrt()).clamp(CONSTANT_MIN, CONSTANT_MAX)
     }
 
+    /// Time in seconds, beyond the base round trip, that the budget covers: the queue that shall stand, and what busy
+    /// processors take.
+    fn standing(&self) -> f64 {
+        STANDING + self.noise.value()
+    }
+
     /// Queue in seconds that the steady state intends.
     fn intended_queue(&self) -> f64 {
-        STANDING + self.constant() / self.path.rate.max(1.0)
+        self.standing() + self.constant() / self.path.rate.max(1.0)
     }
 
     fn end_round(&mut self, now: Duration) {
@@ -349,7 +370,7 @@ impl Law {
             }
             Growth::First { .. } | Growth::Again { .. } => {}
         }
-        if self.round.queue_min > HIGH_QUEUE
+        if self.round.queue_min > HIGH_QUEUE + self.noise.value()
             && self.round.rate > 0.0
             && self.round.rate < SLOWER * self.path.rate
         {
@@ -363,12 +384,11 @@ impl Law {
     fn suspect(&mut self, now: Duration) {
         self.reference = self.reference.max(self.path.rate);
         let fell = self.round.limited
-            && self.round.queue_min > SUSPECT_QUEUE
+            && self.round.queue_min > SUSPECT_QUEUE + self.noise.value()
             && self.path.rate < FALLEN * self.reference;
         self.suspect_rounds = if fell && self.probe == Probe::No { self.suspect_rounds + 1 } else { 0 };
         if self.suspect_rounds >= SUSPECT_ROUNDS && now >= self.suspect_after {
-            self.suspicion = true;
-            self.probe = Probe::Drain { since: now };
+            self.start_probe(now, true);
         }
     }
 
@@ -379,8 +399,7 @@ impl Law {
                 if backlog && slot != *self.slot.get_or_insert(slot) {
                     self.slot = Some(slot);
                     if self.path.unconfirmed(now) > PROBE_FRESH {
-                        self.suspicion = false;
-                        self.probe = Probe::Drain { since: now };
+                        self.start_probe(now, false);
                     }
                 }
             }
@@ -401,6 +420,15 @@ impl Law {
         }
     }
 
+    /// Not on a near path: its budget does not fall below what was a fixed window before, and less for the time of a
+    /// probe would be felt where processors are busy.
+    fn start_probe(&mut self, now: Duration, suspicion: bool) {
+        if !self.path.is_near() {
+            self.suspicion = suspicion;
+            self.probe = Probe::Drain { since: now };
+        }
+    }
+
     fn end_probe(&mut self, now: Duration, rtt: f64, one_way: f64) {
         let limit = if self.suspicion { f64::INFINITY } else { DRIFT };
         let rise = self.path.rebase(now, rtt, one_way, limit);
@@ -418,10 +446,6 @@ impl Law {
                 *empty = 0;
             }
         }
-    }
-
-    fn is_near(&self) -> bool {
-        self.path.base_rtt().is_some_and(|rtt| rtt < NEAR)
     }
 
     /// Bytes under way while probing.

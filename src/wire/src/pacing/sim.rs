@@ -46,6 +46,8 @@ struct Flows {
     loads: [Vec<Load>; 2],
     /// Distance of its clocks from the others'.
     clock: u64,
+    /// Where its budget comes from, if not from what the whole simulation is run with.
+    policy: Option<Policy>,
 }
 
 #[derive(Clone)]
@@ -54,6 +56,9 @@ struct Line {
     delay: fn(u64) -> u64,
     /// Acknowledgements are late by up to this; one in 50 by up to five times as much.
     jitter: u64,
+    /// Busy processors: an end that sleeps and is to do something gets its turn after up to this. It then does all that
+    /// has come meanwhile.
+    turn: fn(u64) -> u64,
     /// Of all that is random.
     seed: u64,
 }
@@ -86,6 +91,11 @@ struct Flow {
 
 #[derive(Clone, Copy)]
 enum Event {
+    /// An end of a session gets its turn.
+    Turn {
+        session: usize,
+        end: usize,
+    },
     Arrive {
         session: usize,
         direction: usize,
@@ -150,6 +160,8 @@ struct World {
     /// Per direction of the line: when its last bit leaves, when its last packet arrives.
     busy: [(u64, u64); 2],
     sessions: Vec<[Pipe; 2]>,
+    /// Per session and end: what it does at its turn, if it waits for one.
+    turns: Vec<[Vec<Event>; 2]>,
     clocks: Vec<u64>,
     random: u64,
     burst_at: u64,
@@ -158,10 +170,10 @@ struct World {
 
 /// Lets `sessions` use the line for so many seconds.
 fn run(line: &Line, sessions: &[Flows], policy: Policy, seconds: u64) -> Seen {
-    let pipe = |loads: &[Load]| Pipe {
-        gate: Gate::new(policy),
+    let pipe = |flows: &Flows, direction: usize| Pipe {
+        gate: Gate::new(flows.policy.unwrap_or(policy)),
         flows: std::iter::once(Flow::new(Load::Bursts { bytes: 0 })) // the ping's
-            .chain(loads.iter().map(|&load| Flow::new(load)))
+            .chain(flows.loads[direction].iter().map(|&load| Flow::new(load)))
             .collect(),
         sent: 0,
         received: 0,
@@ -179,7 +191,8 @@ fn run(line: &Line, sessions: &[Flows], policy: Policy, seconds: u64) -> Seen {
         sequence: 0,
         events: BinaryHeap::new(),
         busy: [(0, 0); 2],
-        sessions: sessions.iter().map(|flows| [pipe(&flows.loads[0]), pipe(&flows.loads[1])]).collect(),
+        sessions: sessions.iter().map(|flows| [pipe(flows, 0), pipe(flows, 1)]).collect(),
+        turns: vec![Default::default(); sessions.len()],
         clocks: sessions.iter().map(|flows| flows.clock).collect(),
         random: line.seed,
         burst_at: 0,
@@ -195,7 +208,9 @@ fn run(line: &Line, sessions: &[Flows], policy: Policy, seconds: u64) -> Seen {
             break;
         }
         world.now = at;
-        world.happen(event);
+        if !world.wait_for_turn(event) {
+            world.happen(event);
+        }
     }
     world.seen
 }
@@ -226,8 +241,35 @@ impl World {
         self.random >> 33
     }
 
+    /// Whether it happens later because the end that does it is not running.
+    fn wait_for_turn(&mut self, event: Event) -> bool {
+        let longest = (self.line.turn)(self.now);
+        let (session, end) = match event {
+            Event::Arrive { session, direction, .. } => (session, 1 - direction),
+            Event::AckTimer { session, direction } => (session, 1 - direction),
+            Event::AckDone { session, direction, .. } | Event::Pace { session, direction } => {
+                (session, direction)
+            }
+            _ => return false,
+        };
+        if longest == 0 && self.turns[session][end].is_empty() {
+            return false;
+        }
+        if self.turns[session][end].is_empty() {
+            let wait = self.random() % longest;
+            self.at(self.now + wait, Event::Turn { session, end });
+        }
+        self.turns[session][end].push(event);
+        true
+    }
+
     fn happen(&mut self, event: Event) {
         match event {
+            Event::Turn { session, end } => {
+                for event in std::mem::take(&mut self.turns[session][end]) {
+                    self.happen(event);
+                }
+            }
             Event::Arrive { session, direction, link, payload, ping } => {
                 self.arrive(session, direction, link, payload, ping);
             }

@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::NEAR;
 use crate::link::TimedAck;
 
 /// Writes closer together than this (and [`JOIN_TIME`]) share a record.
@@ -55,6 +56,8 @@ pub(super) struct Path {
     records: VecDeque<Record>,
     rates: VecDeque<(Duration, f64)>,
     minimum: Option<Minimum>,
+    /// A round trip has been shorter than [`NEAR`].
+    near: bool,
     last_ack_at: Duration,
     /// When the newest acknowledged record was sent.
     acked_sent_at: Duration,
@@ -97,6 +100,12 @@ pub(super) struct Sample {
 impl Path {
     pub(super) fn base_rtt(&self) -> Option<f64> {
         self.minimum.as_ref().map(|minimum| minimum.rtt)
+    }
+
+    /// Whether both ends are on one machine or in one building. Once seen it stays true until all is forgotten: a path
+    /// that takes longer later is one whose processors are busy.
+    pub(super) fn is_near(&self) -> bool {
+        self.near
     }
 
     /// How long the peer has acknowledged nothing although bytes were under way.
@@ -158,6 +167,7 @@ impl Path {
         self.acked_sent_at = record.sent_at;
         let rtt = (span(now, record.sent_at) - ack.held.as_secs_f64()).max(RTT_MIN);
         self.last_rtt = Some(rtt);
+        self.near |= rtt < NEAR;
         let one_way = signed_span(ack.received_at, record.sent_at);
         let queue = self.learn_minimum(now, record.quiet, rtt, one_way);
         let rate = self.learn_rate(now, offset, &record);

@@ -85,6 +85,22 @@ fn busy_processors_do_not_shrink_the_budget_of_a_near_path() {
     }
 }
 
+/// Delays beyond [`NEAR`] on a path that was near are the processors'; a new connection is another path.
+#[test]
+fn a_near_path_stays_near_until_it_is_forgotten() {
+    let mut bench = Bench { rtt: Duration::from_micros(200), ..Bench::new(Policy::Auto) };
+    bench.rounds(5);
+    bench.rtt = Duration::from_millis(30);
+    bench.now += Duration::from_secs(60);
+    for _ in 0..30 {
+        bench.rounds(10);
+        assert!(bench.law.budget() >= BUDGET_MIN_NEAR as u64);
+        assert_eq!(bench.law.pace(), None);
+    }
+    bench.law.attached(bench.end);
+    assert_eq!(bench.law.budget(), BUDGET_FIRST as u64);
+}
+
 #[test]
 fn a_fixed_budget_stays_and_is_not_paced() {
     let mut bench = Bench::new("fixed:100000".parse().unwrap());

@@ -12,7 +12,7 @@ const UP: usize = 0;
 const DOWN: usize = 1;
 
 fn line(rate: fn(u64) -> f64, delay: fn(u64) -> u64) -> Line {
-    Line { rate, delay, jitter: 1_000, seed: 7 }
+    Line { rate, delay, jitter: 1_000, turn: |_| 0, seed: 7 }
 }
 
 /// So many bulk flows up and down from the start.
@@ -22,7 +22,7 @@ fn bulk(up: usize, down: usize) -> Flows {
 
 fn late(up: usize, down: usize, second: u64) -> Flows {
     let flows = |count| vec![Load::Endless { from: second * SECOND }; count];
-    Flows { loads: [flows(up), flows(down)], clock: 0 }
+    Flows { loads: [flows(up), flows(down)], ..Flows::default() }
 }
 
 fn auto(line: &Line, sessions: &[Flows], seconds: u64) -> Seen {
@@ -222,7 +222,7 @@ fn late_acknowledgements_and_stalls_cost_little() {
 #[test]
 fn bursts_do_not_queue_and_finish_in_time() {
     let line = line(|_| 50e6, |_| 20_000);
-    let bursts = Flows { loads: [vec![], vec![Load::Bursts { bytes: 1 << 20 }]], clock: 0 };
+    let bursts = Flows { loads: [vec![], vec![Load::Bursts { bytes: 1 << 20 }]], ..Flows::default() };
     let seen = auto(&line, &[bursts], 15);
     assert!(row("1 MiB each second, 50/40", &seen, 0, (1, 15)).p99 <= goal(&line));
     let times: Vec<u64> = seen.bursts.iter().map(|time| time / 1_000).collect();
@@ -237,4 +237,69 @@ fn loopback_runs_at_full_speed_with_a_bounded_budget() {
     let seen = auto(&line, &[bulk(0, 1)], 2);
     let row = row("4 Gbit/s 0.2 ms", &seen, 0, (1, 2));
     assert!(row.p99 <= goal(&line) && row.share[DOWN] >= 90.0);
+}
+
+/// Both ends get a processor after up to 30 ms only.
+fn busy(rate: fn(u64) -> f64, delay: fn(u64) -> u64) -> Line {
+    Line { turn: |_| 30_000, ..line(rate, delay) }
+}
+
+fn mebibyte() -> Policy {
+    "fixed:1048576".parse().unwrap()
+}
+
+/// Taken for a queue, the waits let less than a hundredth of this through.
+#[test]
+fn busy_processors_do_not_slow_a_session_down() {
+    let lines = [
+        ("2 Gbit/s 0.2 ms", busy(|_| 2e9, |_| 100)),
+        ("2 Gbit/s 4 ms", busy(|_| 2e9, |_| 2_000)),
+        ("1 Gbit/s 8 ms", busy(|_| 1e9, |_| 4_000)),
+        ("200 Mbit/s 40 ms", busy(|_| 200e6, |_| 20_000)),
+        ("20 Mbit/s 40 ms", busy(|_| 20e6, |_| 20_000)),
+    ];
+    for (name, line) in lines {
+        for (up, down) in [(1, 0), (0, 1), (1, 1)] {
+            let fixed = run(&line, &[bulk(up, down)], mebibyte(), 15);
+            let fixed = row(&format!("{name} busy, fixed 1 MiB"), &fixed, 0, (1, 15));
+            let seen = auto(&line, &[bulk(up, down)], 15);
+            let row = row(&format!("{name} busy"), &seen, 0, (1, 15));
+            assert!(row.share.iter().sum::<f64>() >= 0.6 * fixed.share.iter().sum::<f64>(), "{name}");
+            // Turns, twice there and twice back, the queue that is kept, and what covers the turns.
+            let idle = 2.0 * (line.delay)(0) as f64 / 1e3;
+            assert!(row.p99 <= idle + 4.0 * 30.0 + 60.0, "{name}");
+        }
+    }
+}
+
+#[test]
+fn sessions_that_are_not_paced_leave_a_paced_one_its_part_of_busy_processors() {
+    let lines = [("2 Gbit/s 0.2 ms", busy(|_| 2e9, |_| 100)), ("1 Gbit/s 8 ms", busy(|_| 1e9, |_| 4_000))];
+    for (name, line) in lines {
+        let mut sessions = vec![Flows { policy: Some(mebibyte()), ..bulk(1, 0) }; 7];
+        sessions[0] = late(1, 0, 2);
+        let seen = auto(&line, &sessions, 15);
+        let own = row(&format!("{name} busy, beside 6 of 1 MiB"), &seen, 0, (3, 15));
+        let other = row(&format!("{name} busy, one of these"), &seen, 1, (3, 15));
+        assert!(own.share[UP] >= 0.5 * other.share[UP], "{name}");
+    }
+}
+
+/// The processors are busy for a while, from the start or later.
+#[test]
+fn processors_that_were_busy_leave_nothing_behind() {
+    fn at_first(t: u64) -> u64 {
+        if t < 5 * SECOND { 30_000 } else { 0 }
+    }
+    fn later(t: u64) -> u64 {
+        if (5 * SECOND..10 * SECOND).contains(&t) { 30_000 } else { 0 }
+    }
+    for (name, turn) in [("busy for 5 s", at_first as fn(u64) -> u64), ("busy from 5 to 10 s", later)] {
+        let line = Line { turn, ..line(|_| 50e6, |_| 20_000) };
+        let seen = auto(&line, &[bulk(0, 1)], 25);
+        row(name, &seen, 0, (1, 5));
+        assert!(row(name, &seen, 0, (6, 10)).share[DOWN] >= 60.0);
+        let quiet = row(name, &seen, 0, (15, 25));
+        assert!(quiet.share[DOWN] >= 90.0 && quiet.p99 <= goal(&line));
+    }
 }

@@ -1,0 +1,216 @@
+//! What is measured: ways from an application to servers behind a line, with the line between their two ends.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use futures::FutureExt as _;
+use kshuttle::tunnel::Connect as _;
+use kshuttle::tunnel::identity::{HostKey, Identity};
+use kshuttle::tunnel::pool::{DialError, Dialed, Pool, Route, Settings};
+use kshuttle_test_support::net::{closed_port, server};
+use kshuttle_test_support::sshd::Sshd;
+use kshuttle_wire::pacing::Policy;
+use kshuttle_wire::relay;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::{Child, Command};
+
+/// Time for a way to come up over the slowest line.
+const UP_LIMIT: Duration = Duration::from_secs(30);
+
+/// How often it is looked whether a program listens.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+const OPENSSH_SERVER: &str = "/usr/sbin/sshd";
+
+/// A way to carry connections.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Way {
+    /// kshuttle's tunnels, paced so.
+    Kshuttle(Policy),
+    /// `ssh -L`, OpenSSH at both ends.
+    OpenSsh,
+}
+
+/// The far ends, one for each kind of way.
+pub(crate) struct Far {
+    sshd: Sshd,
+    identity: Identity,
+    keys: tempfile::TempDir,
+    openssh: SocketAddr,
+}
+
+/// A way that is up. Ends when dropped.
+pub(crate) struct Near {
+    pub(crate) addresses: [SocketAddr; 3],
+    _pool: Option<Pool>,
+    _ssh: Option<Child>,
+}
+
+impl Way {
+    pub(crate) fn name(self) -> String {
+        match self {
+            Self::Kshuttle(policy) => format!("kshuttle, {policy}"),
+            Self::OpenSsh => "`ssh -L`".to_owned(),
+        }
+    }
+
+    /// Leads connections to `targets` over the line that is at `line` and ends at the way's far end.
+    pub(crate) async fn start(
+        self,
+        far: &Far,
+        line: SocketAddr,
+        targets: [SocketAddr; 3],
+    ) -> anyhow::Result<Near> {
+        match self {
+            Self::Kshuttle(policy) => {
+                let pool = pool(far, line, policy).await?;
+                let mut addresses = targets;
+                for address in &mut addresses {
+                    *address = door(pool.clone(), *address).await?;
+                }
+                Ok(Near { addresses, _pool: Some(pool), _ssh: None })
+            }
+            Self::OpenSsh => {
+                let mut addresses = targets;
+                for address in &mut addresses {
+                    *address = closed_port().await;
+                }
+                let ssh = ssh(far, line, addresses, targets)?;
+                tokio::time::timeout(UP_LIMIT, listens(addresses[2])).await.context("ssh listens")?;
+                Ok(Near { addresses, _pool: None, _ssh: Some(ssh) })
+            }
+        }
+    }
+}
+
+impl Far {
+    pub(crate) async fn start() -> anyhow::Result<Self> {
+        let identity = Identity::generate()?;
+        let sshd = Sshd::start(&identity.authorized_key()?).await;
+        let keys = tempfile::tempdir()?;
+        let openssh = openssh_server(&identity, keys.path()).await?;
+        Ok(Self { sshd, identity, keys, openssh })
+    }
+
+    /// Where the line must lead.
+    pub(crate) fn address(&self, way: Way) -> SocketAddr {
+        match way {
+            Way::Kshuttle(_) => self.sshd.address,
+            Way::OpenSsh => self.openssh,
+        }
+    }
+}
+
+async fn pool(far: &Far, line: SocketAddr, pacing: Policy) -> anyhow::Result<Pool> {
+    let pool = Pool::start(Settings { pacing, ..Settings::default() });
+    pool.lead(Some(Route {
+        name: "the far end".to_owned(),
+        dial: Arc::new(move || {
+            async move {
+                let stream = TcpStream::connect(line).await.map_err(DialError::passing)?;
+                stream.set_nodelay(true).map_err(DialError::passing)?;
+                Ok(Dialed { stream: Box::new(stream), way: "a line".to_owned() })
+            }
+            .boxed()
+        }),
+        identity: far.identity.clone(),
+        host_key: HostKey::default(),
+    }));
+    pool.first_up(UP_LIMIT).await?;
+    let all_up = async {
+        while !pool.status().iter().all(|tunnel| tunnel.up) {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    };
+    tokio::time::timeout(UP_LIMIT, all_up).await.context("all tunnels are up")?;
+    Ok(pool)
+}
+
+/// A local address that leads to `target` through the pool.
+async fn door(pool: Pool, target: SocketAddr) -> anyhow::Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let pool = pool.clone();
+            tokio::spawn(async move {
+                let _ = socket.set_nodelay(true);
+                if let Ok(flow) = pool.connect(&target.into()).await {
+                    let _ = relay::relay(socket, flow).await;
+                }
+            });
+        }
+    });
+    Ok(address)
+}
+
+/// An OpenSSH server that takes each connection as inetd would hand it over.
+async fn openssh_server(identity: &Identity, keys: &Path) -> anyhow::Result<SocketAddr> {
+    let file = |name: &str| keys.join(name);
+    write_key(&file("client"), &identity.to_openssh()?)?;
+    write_key(&file("host"), &Identity::generate()?.to_openssh()?)?;
+    std::fs::write(file("authorized"), identity.authorized_key()?)?;
+    let configuration = format!(
+        "HostKey {0}/host\nAuthorizedKeysFile {0}/authorized\nStrictModes no\nUsePAM no\nPermitRootLogin yes\nLogLevel ERROR\n",
+        keys.display()
+    );
+    std::fs::write(file("sshd_config"), configuration)?;
+    let path = file("sshd_config");
+    Ok(server(move |socket| {
+        let path = path.clone();
+        async move {
+            let _ = socket.set_nodelay(true);
+            let Ok(socket) = socket.into_std() else { return };
+            let _ = socket.set_nonblocking(false);
+            let Ok(second) = socket.try_clone() else { return };
+            let mut sshd = Command::new(OPENSSH_SERVER);
+            sshd.arg("-i").arg("-f").arg(path).stderr(Stdio::null());
+            sshd.stdin(std::os::fd::OwnedFd::from(socket)).stdout(std::os::fd::OwnedFd::from(second));
+            if let Ok(mut child) = sshd.kill_on_drop(true).spawn() {
+                let _ = child.wait().await;
+            }
+        }
+    })
+    .await)
+}
+
+fn write_key(path: &Path, key: &str) -> anyhow::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    std::io::Write::write_all(&mut file, key.as_bytes())?;
+    Ok(())
+}
+
+fn ssh(
+    far: &Far,
+    line: SocketAddr,
+    addresses: [SocketAddr; 3],
+    targets: [SocketAddr; 3],
+) -> anyhow::Result<Child> {
+    if !Path::new(OPENSSH_SERVER).exists() {
+        bail!("{OPENSSH_SERVER} is not there");
+    }
+    let mut ssh = Command::new("ssh");
+    ssh.args(["-F", "none", "-N", "-c", "aes128-gcm@openssh.com", "-p", &line.port().to_string()]);
+    for option in
+        ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "IdentitiesOnly=yes"]
+    {
+        ssh.args(["-o", option]);
+    }
+    ssh.arg("-i").arg(far.keys.path().join("client"));
+    for (address, target) in addresses.iter().zip(targets) {
+        ssh.arg("-L").arg(format!("127.0.0.1:{}:{target}", address.port()));
+    }
+    ssh.arg("root@127.0.0.1").stdin(Stdio::null()).kill_on_drop(true);
+    Ok(ssh.spawn()?)
+}
+
+async fn listens(address: SocketAddr) {
+    while TcpStream::connect(address).await.is_err() {
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
