@@ -165,13 +165,14 @@ impl Forward {
         spawn(move || work.begin(&mut connect(address)?))
     }
 
-    /// What it says about the end of its connection: a warning, or with `-vv` a line about each.
-    fn reason(&self) -> String {
+    /// What it says about the end of its transfer: a warning, or with `-vv` a line about each connection. So many others'
+    /// end in order.
+    fn reason(&self, others: usize) -> String {
         eventually("the end of the connection is told", PATIENCE, || {
             let said = self.kshuttle.said();
             let of_error =
                 said.lines().find_map(|line| Some(line.split_once("connection to pod ")?.1.to_owned()));
-            of_error.or_else(|| said.contains(": closed ").then(|| CLOSED.to_owned()))
+            of_error.or_else(|| (said.matches(": closed ").count() > others).then(|| CLOSED.to_owned()))
         })
     }
 
@@ -267,7 +268,8 @@ fn suffer<T>(fault: &str, reasons: &[&str], newcomer: Newcomer, break_it: impl F
         newcomers.into_iter().map(|forward| (forward.transport, forward.newcomer())).collect();
     for (forward, transfer) in forwards.iter().zip(transfers) {
         let (what, result) = (forward.what(), transfer.end(since));
-        let reason = forward.reason();
+        let newcomers = usize::from(matches!(forward.work, Work::Idle));
+        let reason = forward.reason(newcomers);
         tell(&what, &result, &reason);
         assert_reset(&what, &result);
         assert!(reasons.iter().any(|expected| reason.contains(expected)), "{what}: {reason}");
@@ -407,7 +409,7 @@ fn delete(flags: &[&str]) {
     kubectl(&[&["delete", "pod", "-l", "app=bench"], flags].concat());
     for (forward, transfer) in forwards.iter().zip(transfers) {
         let (what, result) = (forward.what(), transfer.end(since));
-        let reason = forward.reason();
+        let reason = forward.reason(0);
         tell(&what, &result, &reason);
         if matches!(forward.work, Work::Upload) || reason != CLOSED {
             assert_reset(&what, &result);
