@@ -8,4 +8,5 @@ mod openssh;
 mod pool;
 mod port_forward;
 mod socks;
+mod stock;
 mod tunnel;

@@ -11,6 +11,7 @@ pub mod http;
 pub mod kshuttle;
 pub mod line;
 pub mod net;
+pub mod openssh;
 pub mod operator;
 pub mod proxy;
 pub mod sshd;
