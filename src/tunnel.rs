@@ -5,6 +5,7 @@
 
 mod ident;
 pub mod identity;
+pub mod known_hosts;
 mod network;
 pub mod pool;
 pub mod ssh;
