@@ -4,6 +4,7 @@
 //! tunnels → listeners → rules. Stop: redirected connections are reset while the rules still stand → rules → tunnels →
 //! pod. Between the two the keeper (`keeper.rs`) keeps pod and tunnels up.
 
+pub mod existing;
 mod keeper;
 
 use std::convert::Infallible;
@@ -14,10 +15,12 @@ use ipnet::IpNet;
 use kshuttle_helper::protocol::Plan;
 use tokio::task::JoinSet;
 
+use self::existing::Existing;
 use self::keeper::Keeper;
 use crate::addr::Subnet;
 use crate::cli::{ClusterArgs, PodArgs, PortForwardArgs, RedirectArgs, SocksArgs};
 use crate::cluster::client::{self, Cluster};
+use crate::cluster::port_forward::Transport;
 use crate::cluster::subnets;
 use crate::port_forward::{self, Wanted};
 use crate::privileged::{Helper, PrivilegedError, Starting};
@@ -106,11 +109,55 @@ async fn run(
 #[derive(Default)]
 struct Parts {
     helper: Option<Helper>,
-    keeper: Option<Keeper>,
+    through: Option<Through>,
     connections: Connections,
     /// One task per listener; they end when this is dropped.
     listeners: JoinSet<()>,
     redirected: bool,
+}
+
+/// The pod that everything goes through.
+enum Through {
+    Own(Box<Keeper>),
+    Existing(Box<Existing>),
+}
+
+impl Through {
+    fn new(cluster: Cluster, transport: Transport, args: &PodArgs) -> anyhow::Result<Self> {
+        Ok(match &args.pod {
+            Some(place) => Self::Existing(Box::new(Existing::new(cluster, transport, place, args)?)),
+            None => Self::Own(Box::new(Keeper::new(cluster, transport, args)?)),
+        })
+    }
+
+    fn pool(&self) -> &Pool {
+        match self {
+            Self::Own(keeper) => keeper.pool(),
+            Self::Existing(existing) => existing.pool(),
+        }
+    }
+
+    async fn start(&mut self, steps: &mut Steps) -> anyhow::Result<()> {
+        match self {
+            Self::Own(keeper) => keeper.start(steps).await,
+            Self::Existing(existing) => existing.start(steps).await,
+        }
+    }
+
+    /// Returns what ended the session.
+    async fn keep(&mut self, steps: &mut Steps) -> anyhow::Error {
+        match self {
+            Self::Own(keeper) => keeper.keep(steps).await,
+            Self::Existing(existing) => existing.keep().await,
+        }
+    }
+
+    async fn stop(self, steps: &mut Steps) {
+        match self {
+            Self::Own(keeper) => keeper.stop(steps).await,
+            Self::Existing(existing) => existing.stop().await,
+        }
+    }
 }
 
 impl Parts {
@@ -121,13 +168,13 @@ impl Parts {
         steps: &mut Steps,
     ) -> anyhow::Result<Cluster> {
         let cluster = connect_cluster(args, steps).await?;
-        self.keeper.insert(Keeper::new(cluster.clone(), args.transport, pod)?).start(steps).await?;
+        self.through.insert(Through::new(cluster.clone(), args.transport, pod)?).start(steps).await?;
         Ok(cluster)
     }
 
     /// Where connections go.
     fn tunnel(&self) -> anyhow::Result<Pool> {
-        Ok(self.keeper.as_ref().context("no tunnel was opened")?.pool().clone())
+        Ok(self.through.as_ref().context("no tunnel was opened")?.pool().clone())
     }
 
     async fn redirect(
@@ -171,10 +218,10 @@ impl Parts {
 
     /// Waits until something is lost that the session needs and nobody can replace.
     async fn until_failure(&mut self, steps: &mut Steps) -> anyhow::Error {
-        let pool = self.keeper.as_ref().map(|keeper| keeper.pool().clone());
+        let pool = self.through.as_ref().map(|through| through.pool().clone());
         let kept = async {
-            match self.keeper.as_mut() {
-                Some(keeper) => keeper.keep(steps).await,
+            match self.through.as_mut() {
+                Some(through) => through.keep(steps).await,
                 None => std::future::pending().await,
             }
         };
@@ -222,8 +269,8 @@ impl Parts {
             }
         }
         self.listeners.abort_all();
-        if let Some(keeper) = self.keeper.take() {
-            keeper.stop(steps).await;
+        if let Some(through) = self.through.take() {
+            through.stop(steps).await;
         }
     }
 }

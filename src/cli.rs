@@ -12,6 +12,7 @@ use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, S
 use kshuttle_wire::pacing::Policy;
 
 use crate::addr::Subnet;
+use crate::app::existing::Place;
 use crate::cluster::port_forward::Transport;
 use crate::cluster::target::Target;
 use crate::port_forward::words::{Address, Forward};
@@ -172,10 +173,26 @@ pub struct ClusterArgs {
     pub verbose: u8,
 }
 
-/// Flags of the commands that start a pod of ours.
+/// Flags of the commands whose traffic goes through a pod, mostly one of ours.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Pod")]
 pub struct PodArgs {
+    /// Go through this pod, which is there already and stays, instead of starting one; its SSH server may be any
+    #[arg(long, value_name = "[USER@]POD", conflicts_with_all = ["image", "carrier_image", "run_as_user", "pod_idle"])]
+    pub pod: Option<Place>,
+
+    /// Port of its SSH server; else the port it calls `ssh`, else 22
+    #[arg(long, value_name = "PORT", requires = "pod", value_parser = clap::value_parser!(u16).range(1..))]
+    pub pod_port: Option<u16>,
+
+    /// Private key to log in to it with; else ~/.ssh/id_ecdsa or ~/.ssh/id_ed25519
+    #[arg(short, long, value_name = "FILE", requires = "pod")]
+    pub identity: Option<PathBuf>,
+
+    /// Its host key, as a word (`ssh-ed25519 AAAA…`) or a file; else the one of the first time
+    #[arg(long, value_name = "KEY", requires = "pod")]
+    pub host_key: Option<String>,
+
     /// Run this image as the pod's server, instead of delivering the server without an image
     #[arg(long, value_name = "IMAGE")]
     pub image: Option<String>,
@@ -294,6 +311,20 @@ mod tests {
                 assert!(Cli::read(line).is_err(), "{line:?}: it has no pod of ours");
             }
         }
+    }
+
+    #[test]
+    fn a_pod_that_is_there_needs_nothing_of_what_makes_one() {
+        let line = "kshuttle socks --pod jane@ssh-0 --pod-port 2222 -i key --host-key key.pub";
+        let Some(Command::Socks(args)) = Cli::parse_from(line.split(' ')).command else { panic!() };
+        assert_eq!(args.pod.pod, Some("jane@ssh-0".parse().unwrap()));
+        assert_eq!((args.pod.pod_port, args.pod.identity), (Some(2222), Some("key".into())));
+        for line in
+            ["--pod x --image y", "--pod x --pod-idle 1m", "-i key", "--pod-port 22", "--pod x --pod-port 0"]
+        {
+            assert!(Cli::try_parse_from(["kshuttle"].into_iter().chain(line.split(' '))).is_err(), "{line}");
+        }
+        assert!(Cli::parse_from(["kshuttle", "--pod", "deploy/ssh"]).redirect.pod.pod.is_some());
     }
 
     #[test]

@@ -107,7 +107,9 @@ pub async fn start(
     let dialer = Dialer::new(cluster.client().clone(), cluster.namespace(), wanted.transport);
     let remotes = wanted.ports.iter().map(|port| port.remote.clone()).collect();
     let resolver = Resolver::new(cluster, wanted.target, remotes);
-    let found = first_pod(&resolver, steps).await?;
+    let found = first_pod(&resolver, steps)
+        .await
+        .map_err(|source| ForwardingError::Target { target: resolver.target().clone(), source })?;
 
     let mut listeners = Vec::new();
     for (index, (forward, port)) in wanted.ports.iter().zip(&found.ports).enumerate() {
@@ -151,7 +153,10 @@ impl Forwarding {
 }
 
 /// Waits for a pod only where one is on its way; a wrong name is told at once.
-async fn first_pod(resolver: &Resolver, steps: &mut Steps) -> Result<Arc<Found>, ForwardingError> {
+pub(crate) async fn first_pod(
+    resolver: &Resolver,
+    steps: &mut Steps,
+) -> Result<Arc<Found>, Arc<TargetError>> {
     let deadline = Instant::now() + START_TIME_MAX;
     let mut said = String::new();
     loop {
@@ -161,7 +166,7 @@ async fn first_pod(resolver: &Resolver, steps: &mut Steps) -> Result<Arc<Found>,
         };
         let coming = matches!(*error, TargetError::NotReady { .. } | TargetError::NotRunning { .. });
         if !coming || Instant::now() > deadline {
-            return Err(ForwardingError::Target { target: resolver.target().clone(), source: error });
+            return Err(error);
         }
         let words = error.to_string();
         if words != said {

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 pub use kshuttle_wire::causes::chain;
 
+use crate::app::existing::ExistingError;
 use crate::cluster::api_error::ApiError;
 use crate::cluster::client::ClusterError;
 use crate::cluster::delivery::DeliveryError;
@@ -18,6 +19,7 @@ use crate::cluster::target::TargetError;
 use crate::port_forward::ForwardingError;
 use crate::privileged::PrivilegedError;
 use crate::shutdown::Stop;
+use crate::tunnel::identity::IdentityError;
 
 /// Exit codes; documented in `docs/exit-codes.md`. clap itself ends with 2 on wrong usage.
 pub mod exit {
@@ -145,7 +147,10 @@ fn exit_code(cause: &(dyn StdError + 'static)) -> Option<u8> {
     if cause.downcast_ref().is_some_and(PortForwardError::is_denied) {
         return Some(exit::NOT_PERMITTED);
     }
-    None
+    match cause.downcast_ref()? {
+        ExistingError::HostKeyChanged { .. } | ExistingError::Refused { .. } => Some(exit::POD),
+        _ => None,
+    }
 }
 
 fn target_exit_code(error: &TargetError) -> Option<u8> {
@@ -194,6 +199,22 @@ fn hint(cause: &(dyn StdError + 'static)) -> Option<String> {
     }
     if let Some(role) = cause.downcast_ref::<PodError>().and_then(PodError::role_yaml) {
         return Some(format!("ask an administrator to apply this:\n\n{role}"));
+    }
+    if let Some(error) = cause.downcast_ref::<ExistingError>() {
+        return Some(match error {
+            ExistingError::HostKeyChanged { known, .. } if known.starts_with('/') => {
+                "if the pod was made anew, take its line out of that file; if not, somebody else answers"
+                    .into()
+            }
+            ExistingError::NoIdentity(_) => "name one with -i FILE".into(),
+            ExistingError::Identity(IdentityError::Encrypted(_)) => {
+                "name one without a password with -i FILE".into()
+            }
+            ExistingError::Refused { .. } => {
+                "name the user with --pod USER@POD and the key with -i FILE".into()
+            }
+            _ => return None,
+        });
     }
     if let Some(error) = cause.downcast_ref::<DeliveryError>() {
         return matches!(error, DeliveryError::Missing { .. })

@@ -3,11 +3,14 @@
 //! [`Connect`] is the only verb everything above uses: a stream to this target, or why not. What the byte stream is
 //! made of is not known here.
 
+mod ident;
 pub mod identity;
+pub mod known_hosts;
 mod network;
 pub mod pool;
 pub mod ssh;
 
+pub use self::ident::IdentError;
 use kshuttle_wire::flow::Flow;
 use kshuttle_wire::flow::client::OpenError;
 

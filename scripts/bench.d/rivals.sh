@@ -2,6 +2,7 @@
 # rivals.sh BOX: what the rivals need, from their own packages into the cache, nothing installed. Prints two folders:
 #   1. image.tar, a pod image of Debian's openssh-server (with python3, which sshuttle needs there), and id, the key it lets in
 #   2. sshuttle from PyPI: bin/sshuttle, to be run with PYTHONPATH set to the folder
+# rivals.sh BOX server: only the first.
 set -euo pipefail
 
 PARTS=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")/cluster.d
@@ -15,6 +16,11 @@ SERVER_PACKAGES=(openssh-server python3 dash)
 main() {
   choose_box "$1" 1.36
   load_programs
+  if [[ ${2-} == server ]]; then
+    with_lock "$CACHE/bench.lock" make_server_image
+    echo "$SERVER"
+    return
+  fi
   with_lock "$CACHE/bench.lock" make_all
   printf '%s\n' "$SERVER" "$SSHUTTLE"
 }
@@ -74,4 +80,4 @@ fill_server_root() {
   install -m 644 "$root/../id.pub" "$root/etc/ssh/authorized_keys"
 }
 
-main "${1:?usage: rivals.sh BOX}"
+main "${1:?usage: rivals.sh BOX [server]}" "${2-}"

@@ -22,6 +22,7 @@ use crate::cluster::sshd_pod::{self, PodError, PodOptions, Program, RunAs, SshdP
 use crate::report::{Steps, chain};
 use crate::tunnel::identity::{HostKey, Identity};
 use crate::tunnel::pool::{DialError, Dialed, Pool, Route, Settings};
+use crate::tunnel::ssh::USER;
 
 /// How long a running pod's server may take to listen: it only has to read its environment and make a key.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -188,7 +189,9 @@ fn route(dialer: &Dialer, pod: &SshdPod, identity: &Identity, host_key: &HostKey
         name: pod.name().to_owned(),
         dial: Arc::new(dial),
         identity: identity.clone(),
+        user: USER.to_owned(),
         host_key: host_key.clone(),
+        ours: true,
     }
 }
 

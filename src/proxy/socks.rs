@@ -97,6 +97,9 @@ fn reply(error: &ConnectError) -> ReplyError {
         },
         ConnectError::UnknownName => ReplyError::HostUnreachable,
         ConnectError::TimedOut => ReplyError::ConnectionTimeout,
+        // An SSH server does not say more; what fails is mostly refused.
+        ConnectError::Failed => ReplyError::ConnectionRefused,
+        ConnectError::Prohibited => ReplyError::ConnectionNotAllowed,
         _ => ReplyError::GeneralFailure,
     }
 }

@@ -7,9 +7,11 @@
 //!
 //! A slot (`slot.rs`) keeps its link attached to byte streams, one after the other; the session over it does not
 //! notice. Only when the link itself is lost does the session end, with every flow of it; then the slot makes both
-//! anew. Nothing here knows what the byte streams are made of.
+//! anew. Towards SSH servers that are not ours there is no link (`stock.rs`). Nothing here knows what the byte streams are
+//! made of.
 
 mod slot;
+mod stock;
 
 use std::error::Error;
 use std::sync::Arc;
@@ -62,8 +64,13 @@ pub struct Route {
     pub dial: Arc<dyn Fn() -> BoxFuture<'static, Result<Dialed, DialError>> + Send + Sync>,
     /// Who we are.
     pub identity: Identity,
+    /// As whom we log in; our own server does not care.
+    pub user: String,
     /// Who the pod is, pinned by the first session.
     pub host_key: HostKey,
+    /// Whether the server is known to be ours. Else it is asked, and one that is not gets plain SSH: connections that do not
+    /// outlive their byte stream.
+    pub ours: bool,
 }
 
 /// A fresh byte stream.
@@ -206,6 +213,22 @@ impl Pool {
         }
     }
 
+    /// Waits until no tunnel is up, and nothing will change that unless somebody acts; why.
+    pub async fn lost(&self) -> DialError {
+        let mut changed = self.shared.changed.subscribe();
+        loop {
+            changed.borrow_and_update();
+            let up = self.shared.slots.iter().any(|slot| slot.status().up);
+            let lasting = self.shared.slots.iter().filter_map(Slot::last_error).find(|error| error.lasting);
+            match lasting {
+                Some(error) if !up => return error,
+                _ => {}
+            }
+            // The sender lives in `self`, so waiting cannot fail.
+            let _ = changed.changed().await;
+        }
+    }
+
     /// The state of each tunnel.
     pub fn status(&self) -> Vec<TunnelStatus> {
         self.shared.slots.iter().map(Slot::status).collect()
@@ -236,7 +259,7 @@ impl Connect for Pool {
             if let Some(session) = self.best() {
                 match session.open(target).await {
                     // It ended while we asked; its slot learns of it now.
-                    Err(OpenError::Closed(_)) if Instant::now() < deadline => {}
+                    Err(OpenError::Closed(_) | OpenError::Ended) if Instant::now() < deadline => {}
                     answer => return Ok(answer?),
                 }
             }

@@ -8,6 +8,7 @@
 
 mod carry;
 mod end;
+mod existing;
 mod faults;
 mod forward;
 mod place;
@@ -50,6 +51,8 @@ const REDIRECTED: &[Test] = tests! {
         sigkill_of_the_helper_leaves_nothing,
         ctrl_c_while_starting_leaves_nothing,
         a_pod_that_ends_is_replaced;
+    existing:
+        an_openssh_pod_carries_redirected_connections;
     rights:
         as_root_it_keeps_no_capability,
         through_sudo_it_becomes_the_user_again,
@@ -69,6 +72,9 @@ const BOX: &[Test] = tests! {
         the_next_connection_reaches_the_replacement,
         a_named_pod_that_is_gone_ends_it,
         what_cannot_be_forwarded_is_told;
+    existing:
+        a_pod_of_ours_that_is_there_gets_a_link_and_stays,
+        what_does_not_fit_the_pod_is_told;
     faults:
         the_api_server_is_killed,
         the_container_runtime_is_killed,

@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "all of this is a test")]
 
+mod death;
 mod forward;
 mod link;
 mod openssh;
 mod pool;
 mod port_forward;
 mod socks;
+mod stock;
 mod tunnel;

@@ -61,7 +61,9 @@ impl Scene {
             name: "pod".into(),
             dial: Arc::new(dial),
             identity: self.identity.clone(),
+            user: "kshuttle".into(),
             host_key: HostKey::default(),
+            ours: true,
         }
     }
 

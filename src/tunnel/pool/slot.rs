@@ -14,12 +14,13 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use kshuttle_wire::link::frame::CloseReason;
+use kshuttle_wire::link::hello::HelloError;
 use kshuttle_wire::link::{self, AttachError, Detached, Limits, LinkHandle, Phase, Token};
 use kshuttle_wire::pacing::Figures;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::super::ssh::Session;
-use super::{DialError, Dialed, Route, Shared};
+use super::{DialError, Dialed, Route, Shared, stock};
 
 /// Time for a fresh byte stream, through proxies, to kubelet and runtime.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,7 +37,7 @@ const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
 const LINK_PAUSES: ExponentialBuilder = PAUSES.with_max_delay(Duration::from_secs(5));
 
 /// Pause after a renewal that failed; the old byte stream still works.
-const RENEWAL_PAUSE: Duration = Duration::from_secs(30);
+pub(super) const RENEWAL_PAUSE: Duration = Duration::from_secs(30);
 
 /// Share of the lifetime by which the tunnels' renewals lie apart.
 const RENEWAL_STAGGER: f64 = 0.1;
@@ -64,6 +65,8 @@ struct State {
     link: Option<LinkHandle>,
     /// There once login is through, until the link is lost.
     session: Option<Session>,
+    /// Replaced ones that still have flows, where flows are channels; the oldest first.
+    older: Vec<Session>,
     /// What the byte stream is made of.
     way: String,
     /// Byte streams lost that the link survived; renewals are none.
@@ -129,10 +132,15 @@ impl Slot {
     /// Its load and session, if a flow opened now would reach the pod now.
     pub(super) fn ready(&self) -> Option<((u64, usize), Session)> {
         let state = self.lock();
-        let (link, session) = (state.link.as_ref()?, state.session.as_ref()?);
-        let status = link.status();
-        (status.phase == Phase::Attached)
-            .then(|| ((status.in_flight / LOAD_STEP, session.open_flows()), session.clone()))
+        let session = state.session.as_ref()?;
+        let in_flight = match (&state.link, session.channels()) {
+            (Some(link), _) => {
+                Some(link.status()).filter(|link| link.phase == Phase::Attached).map(|link| link.in_flight)?
+            }
+            (None, Some(channels)) if stock::has_room(session) => channels.backlog() as u64,
+            (None, _) => return None,
+        };
+        Some(((in_flight / LOAD_STEP, session.open_flows()), session.clone()))
     }
 
     /// What its byte stream is made of, once login is through.
@@ -149,11 +157,11 @@ impl Slot {
         let state = self.lock();
         let link = state.link.as_ref().map(LinkHandle::status);
         TunnelStatus {
-            number: self.index + 1,
-            up: state.session.is_some() && link.as_ref().is_some_and(|link| link.phase == Phase::Attached),
+            number: self.number(),
+            up: state.session.is_some() && link.as_ref().is_none_or(|link| link.phase == Phase::Attached),
             way: state.way.clone(),
             survived: state.survived,
-            flows: state.session.as_ref().map_or(0, Session::open_flows),
+            flows: state.session.iter().chain(&state.older).map(Session::open_flows).sum(),
             down_for: state.down_since.map(|since| since.elapsed()),
             last_error: state.last_error.as_ref().map(DialError::words),
             link,
@@ -163,42 +171,71 @@ impl Slot {
 
     /// Asks the peer for a sign of life.
     pub(super) fn probe(&self) {
-        if let Some(link) = &self.lock().link {
+        let state = self.lock();
+        if let Some(link) = &state.link {
             link.probe();
         }
+        state.session.iter().chain(&state.older).for_each(Session::probe);
     }
 
     /// This machine slept for so long.
     pub(super) fn slept(&self, gap: Duration) {
-        if let Some(link) = &self.lock().link {
+        let state = self.lock();
+        if let Some(link) = &state.link {
             link.slept(gap);
         }
+        state.session.iter().chain(&state.older).for_each(Session::probe);
     }
 
     /// Says goodbye, for a moment.
     pub(super) async fn close(&self) {
-        let (session, link) = {
+        let (session, older, link) = {
             let mut state = self.lock();
-            (state.session.take(), state.link.clone())
+            (state.session.take(), std::mem::take(&mut state.older), state.link.clone())
         };
-        if let (Some(session), Some(link)) = (session, link) {
-            session.close().await;
+        for session in older.iter().chain(&session) {
+            // It may wait for a server that does not read.
+            let _ = timeout(CLOSE_TIME, session.close()).await;
+        }
+        if let (Some(_), Some(link)) = (session, link) {
             // Without an answer the pod finds out when the link's time is over.
             let _ = timeout(CLOSE_TIME, link.ended()).await;
         }
     }
 
+    /// Forgets link and sessions; what still uses them gets errors.
     pub(super) fn clear(&self) {
         let mut state = self.lock();
-        state.session = None;
+        for session in state.session.take().into_iter().chain(std::mem::take(&mut state.older)) {
+            session.abandon();
+        }
         state.link = None;
-        state.down_since = None;
     }
 
     /// As [`clear`](Self::clear), and whatever went wrong on the route before.
     pub(super) fn forget(&self) {
         self.clear();
-        self.lock().last_error = None;
+        let mut state = self.lock();
+        (state.last_error, state.down_since) = (None, None);
+    }
+
+    /// Its number, from 1.
+    pub(super) fn number(&self) -> usize {
+        self.index + 1
+    }
+
+    /// New flows go to `session` from now on, over no link.
+    pub(super) fn lead_to(&self, session: Session, way: String) {
+        self.attached(way);
+        self.lock().session = Some(session);
+    }
+
+    /// Remembers a replaced session; returns the oldest if there are more than `most`.
+    pub(super) fn keep_older(&self, session: Session, most: usize) -> Option<Session> {
+        let mut state = self.lock();
+        state.older.retain(|session| !session.is_over());
+        state.older.push(session);
+        (state.older.len() > most).then(|| state.older.remove(0))
     }
 
     fn attached(&self, way: String) {
@@ -206,7 +243,7 @@ impl Slot {
         state.way = way;
         if let Some(since) = state.down_since.take() {
             let outage = since.elapsed();
-            let number = self.index + 1;
+            let number = self.number();
             if outage >= NOTABLE_OUTAGE {
                 tracing::info!(tunnel = number, "byte stream back after {} ms", outage.as_millis());
             } else {
@@ -216,27 +253,36 @@ impl Slot {
     }
 
     fn detached(&self, why: Detached) {
-        tracing::debug!(tunnel = self.index + 1, %why, "byte stream lost");
+        tracing::debug!(tunnel = self.number(), %why, "byte stream lost");
         let mut state = self.lock();
         state.survived += 1;
-        state.down_since = Some(Instant::now());
+        state.down_since.get_or_insert_with(Instant::now);
         state.last_error = Some(DialError::passing(why));
     }
 
     /// A line about this tunnel in the log.
     fn lost(&self, error: DialError) {
-        tracing::info!(tunnel = self.index + 1, error = error.words(), "tunnel lost");
-        self.lock().last_error = Some(error);
+        tracing::info!(tunnel = self.number(), error = error.words(), "tunnel lost");
+        let mut state = self.lock();
+        state.last_error = Some(error);
+        state.down_since.get_or_insert_with(Instant::now);
     }
 
-    fn failed(&self, error: DialError) {
-        tracing::debug!(tunnel = self.index + 1, error = error.words(), "no byte stream");
+    /// An attempt that came to nothing.
+    pub(super) fn failed(&self, error: DialError) {
+        tracing::debug!(tunnel = self.number(), error = error.words(), "no byte stream");
         self.lock().last_error = Some(error);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Each use is a single step; a panic cannot leave a half-made state.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 
@@ -268,21 +314,46 @@ async fn stand(shared: &Shared, slot: &Slot, route: &Route) -> Infallible {
             let _ = changed.changed().await;
         }
     }
-    let mut pauses = LINK_PAUSES.build();
+    let (mut pauses, mut ours) = (LINK_PAUSES.build(), route.ours);
     loop {
         let began = Instant::now();
-        let error = tunnel(shared, slot, route).await;
+        let error = if ours { tunnel(shared, slot, route).await } else { foreign(shared, slot, route).await };
+        let stood = slot.way().is_some();
         shared.clear(slot);
         if shared.closing.load(Ordering::Relaxed) {
             return std::future::pending().await;
         }
-        slot.lost(error);
+        if ours && speaks_plain_ssh(&error) {
+            ours = false;
+            continue;
+        }
+        if stood {
+            slot.lost(error)
+        } else {
+            slot.failed(error)
+        }
         shared.changed.send_replace(());
         if began.elapsed() > STABLE {
             pauses = LINK_PAUSES.build();
         }
         shared.pause(pauses.next()).await;
     }
+}
+
+/// The same to a server of which it is not known whether it is ours: it is asked, and gets what it can do.
+async fn foreign(shared: &Shared, slot: &Slot, route: &Route) -> DialError {
+    match stock::ask(route).await {
+        Ok(answered) if answered.is_ours() => {
+            drop(answered); // a link begins otherwise
+            tunnel(shared, slot, route).await
+        }
+        Ok(answered) => stock::stand(shared, slot, route, answered).await,
+        Err(error) => error,
+    }
+}
+
+fn speaks_plain_ssh(error: &DialError) -> bool {
+    matches!(error.cause.downcast_ref(), Some(AttachError::Greeting(HelloError::Ssh)))
 }
 
 /// A link and a session over it, from the first dial to the end of either; why it ended.
@@ -299,7 +370,7 @@ async fn tunnel(shared: &Shared, slot: &Slot, route: &Route) -> DialError {
         let session =
             Session::start_on_link(stream, &route.identity, &route.host_key, shared.settings.pacing)
                 .await
-                .map_err(DialError::passing)?;
+                .map_err(stock::session_error)?;
         slot.lock().session = Some(session.clone());
         shared.changed.send_replace(());
         session.ended().await;
@@ -342,6 +413,7 @@ async fn carry(shared: &Shared, slot: &Slot, route: &Route, handle: &LinkHandle)
                 Err(error @ (AttachError::Ended(_) | AttachError::Refused(_))) if is_over(handle) => {
                     return DialError::passing(error);
                 }
+                Err(error @ AttachError::Greeting(HelloError::Ssh)) => return DialError::passing(error),
                 Err(error) => Err(DialError::passing(error)),
             },
             Err(error) => Err(error),
@@ -372,7 +444,8 @@ async fn carry(shared: &Shared, slot: &Slot, route: &Route, handle: &LinkHandle)
     }
 }
 
-async fn dial(route: &Route) -> Result<Dialed, DialError> {
+/// A fresh byte stream, within [`DIAL_TIMEOUT`].
+pub(super) async fn dial(route: &Route) -> Result<Dialed, DialError> {
     timeout(DIAL_TIMEOUT, (route.dial)()).await.unwrap_or_else(|_| {
         let cause = format!("no connection to {} within {} s", route.name, DIAL_TIMEOUT.as_secs());
         Err(DialError::passing(cause))

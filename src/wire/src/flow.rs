@@ -2,7 +2,10 @@
 //!
 //! A flow's FIN is END_STREAM, its RST is RST_STREAM(CONNECT_ERROR); data sent before the answer travels with the
 //! opening. Only stream windows limit, never the connection's: a flow nobody reads holds back nobody else.
+//!
+//! Towards SSH servers that are not ours a flow is an SSH channel instead ([`channel`]), with less to promise.
 
+pub mod channel;
 pub mod client;
 pub mod server;
 pub mod status;
@@ -72,7 +75,15 @@ pub struct Flow {
 }
 
 /// Sending half of a [`Flow`]. Dropped before [`finish`](Self::finish), the peer sees a reset.
-pub struct FlowSend {
+pub struct FlowSend(SendWay);
+
+enum SendWay {
+    Stream(StreamSend),
+    Channel(channel::Upload),
+}
+
+/// Of an HTTP/2 stream.
+struct StreamSend {
     stream: SendStream<Bytes>,
     paced: Option<Paced>,
 }
@@ -84,7 +95,15 @@ struct Paced {
 }
 
 /// Receiving half of a [`Flow`].
-pub struct FlowRecv {
+pub struct FlowRecv(RecvWay);
+
+enum RecvWay {
+    Stream(StreamRecv),
+    Channel(channel::Download),
+}
+
+/// Of an HTTP/2 stream.
+struct StreamRecv {
     state: RecvState,
     counted: Counted,
 }
@@ -118,7 +137,11 @@ impl Session {
 
     fn flow(&self, stream: SendStream<Bytes>, state: RecvState) -> Flow {
         let paced = self.pacer.clone().map(|pacer| Paced { pacer, history: FlowHistory::default() });
-        Flow { send: FlowSend { stream, paced }, recv: FlowRecv { state, counted: self.windows.count() } }
+        let recv = StreamRecv { state, counted: self.windows.count() };
+        Flow {
+            send: FlowSend(SendWay::Stream(StreamSend { stream, paced })),
+            recv: FlowRecv(RecvWay::Stream(recv)),
+        }
     }
 }
 
@@ -127,7 +150,43 @@ impl FlowSend {
     ///
     /// # Errors
     /// `ConnectionReset` when the peer reset the flow or the session ended.
-    pub async fn send(&mut self, mut data: Bytes) -> io::Result<()> {
+    pub async fn send(&mut self, data: Bytes) -> io::Result<()> {
+        match &mut self.0 {
+            SendWay::Stream(stream) => stream.send(data).await,
+            SendWay::Channel(channel) => channel.send(data).await,
+        }
+    }
+
+    /// Sends the end of input (FIN); the other direction stays open.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub fn finish(&mut self) -> io::Result<()> {
+        match &mut self.0 {
+            SendWay::Stream(stream) => stream.finish(),
+            SendWay::Channel(channel) => channel.finish(),
+        }
+    }
+
+    /// Resets the flow: the peer's socket gets RST.
+    pub fn reset(&mut self) {
+        match &mut self.0 {
+            SendWay::Stream(stream) => stream.stream.send_reset(Reason::CONNECT_ERROR),
+            SendWay::Channel(channel) => channel.reset(),
+        }
+    }
+
+    /// Ready once the peer has reset the flow or the session ended. Never ready on an orderly end.
+    pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        match &mut self.0 {
+            SendWay::Stream(stream) => poll_reset(&mut stream.stream, cx),
+            SendWay::Channel(channel) => channel.poll_reset(cx),
+        }
+    }
+}
+
+impl StreamSend {
+    async fn send(&mut self, mut data: Bytes) -> io::Result<()> {
         while !data.is_empty() {
             self.stream.reserve_capacity(data.len());
             // `poll_capacity` reports only changes; what is assigned already must be asked for first.
@@ -146,22 +205,8 @@ impl FlowSend {
         Ok(())
     }
 
-    /// Sends the end of input (FIN); the other direction stays open.
-    ///
-    /// # Errors
-    /// As [`send`](Self::send).
-    pub fn finish(&mut self) -> io::Result<()> {
+    fn finish(&mut self) -> io::Result<()> {
         self.stream.send_data(Bytes::new(), true).map_err(ended)
-    }
-
-    /// Resets the flow: the peer's socket gets RST.
-    pub fn reset(&mut self) {
-        self.stream.send_reset(Reason::CONNECT_ERROR);
-    }
-
-    /// Ready once the peer has reset the flow or the session ended. Never ready on an orderly end.
-    pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        poll_reset(&mut self.stream, cx)
     }
 
     /// Waits until the session's budget has room for some of `size` bytes. Only for what the flow's window has room
@@ -185,12 +230,10 @@ impl FlowRecv {
     /// # Errors
     /// Why the pod could not connect, or that the session ended first.
     pub async fn opened(&mut self) -> Result<(), ConnectError> {
-        if let RecvState::Opening(response) = &mut self.state {
-            let response = response.await.map_err(|error| ConnectError::Session(ended(error)))?;
-            status::read(&response)?;
-            self.state = RecvState::Open(response.into_body());
+        match &mut self.0 {
+            RecvWay::Stream(stream) => stream.opened().await,
+            RecvWay::Channel(channel) => channel.opened().await,
         }
-        Ok(())
     }
 
     /// Next bytes, or `None` after the peer's FIN. The peer may send as much again as soon as
@@ -200,6 +243,33 @@ impl FlowRecv {
     /// The connect error as in [`opened`](Self::opened); `ConnectionReset` when the flow was reset or the session
     /// ended: never a clean end.
     pub async fn data(&mut self) -> Result<Option<Bytes>, ConnectError> {
+        match &mut self.0 {
+            RecvWay::Stream(stream) => stream.data().await,
+            RecvWay::Channel(channel) => channel.data().await,
+        }
+    }
+
+    /// Tells that `bytes` received bytes are used up.
+    pub fn release(&mut self, bytes: usize) {
+        if let RecvWay::Stream(StreamRecv { state: RecvState::Open(stream), counted }) = &mut self.0 {
+            // Fails only for more than was received.
+            let _ = stream.flow_control().release_capacity(bytes);
+            counted.used(bytes);
+        }
+    }
+}
+
+impl StreamRecv {
+    async fn opened(&mut self) -> Result<(), ConnectError> {
+        if let RecvState::Opening(response) = &mut self.state {
+            let response = response.await.map_err(|error| ConnectError::Session(ended(error)))?;
+            status::read(&response)?;
+            self.state = RecvState::Open(response.into_body());
+        }
+        Ok(())
+    }
+
+    async fn data(&mut self) -> Result<Option<Bytes>, ConnectError> {
         self.opened().await?;
         let RecvState::Open(stream) = &mut self.state else {
             unreachable!("opened() left the opening state")
@@ -207,15 +277,6 @@ impl FlowRecv {
         match stream.data().await {
             Some(data) => data.map(Some).map_err(|error| ConnectError::Session(ended(error))),
             None => Ok(None),
-        }
-    }
-
-    /// Tells that `bytes` received bytes are used up.
-    pub fn release(&mut self, bytes: usize) {
-        if let RecvState::Open(stream) = &mut self.state {
-            // Fails only for more than was received.
-            let _ = stream.flow_control().release_capacity(bytes);
-            self.counted.used(bytes);
         }
     }
 }

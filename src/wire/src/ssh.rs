@@ -11,6 +11,12 @@ pub const FLOWS_SUBSYSTEM: &str = "kshuttle-flows@1";
 /// Software version in our server's identification string (RFC 4253 §4.2); tells our pod from a stock server.
 pub const SERVER_ID: &str = concat!("SSH-2.0-kshuttle_", env!("CARGO_PKG_VERSION"));
 
+/// How the identification string of every version of our server begins.
+pub const SERVER_ID_START: &str = "SSH-2.0-kshuttle_";
+
+/// The client's identification string.
+pub const CLIENT_ID: &str = SERVER_ID;
+
 /// Environment variable (RFC 4254 §6.4) by which the laptop tells its pacing policy, when it is not the default.
 pub const PACING_VARIABLE: &str = "KSHUTTLE_PACING";
 
@@ -21,6 +27,10 @@ pub const WINDOW: u32 = 1 << 20;
 /// The same over a link. There the pacing decides what is in flight, so the window only must not be what limits it:
 /// 16 MiB is the largest budget.
 pub const LINK_WINDOW: u32 = 16 << 20;
+
+/// The same for each channel of a session with a server that is not ours: OpenSSH's own, for one connection that shares the
+/// session with others.
+pub const STOCK_WINDOW: u32 = 2 << 20;
 
 /// Largest channel packet in bytes; russh accepts no more than 65,535, and fewer, bigger packets cost less.
 pub const MAX_PACKET: u32 = 65_535;
@@ -42,6 +52,12 @@ pub fn preferred() -> Preferred {
         cipher: Cow::Borrowed(&[cipher::AES_128_GCM, cipher::AES_256_GCM, cipher::CHACHA20_POLY1305]),
         ..Preferred::DEFAULT
     }
+}
+
+/// When keys are renewed in a session with a server that is not ours. It renews them first, as OpenSSH does at 64 GiB or at
+/// its `RekeyLimit`: then it sends nothing meanwhile, and nothing is under way that would end the session.
+pub fn stock_limits() -> Limits {
+    Limits { rekey_write_limit: 1 << 37, rekey_read_limit: 1 << 37, ..limits() }
 }
 
 /// When keys are renewed. russh 0.65 ends a busy session when a renewal meets more than two windows of data in

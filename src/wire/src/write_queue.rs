@@ -21,15 +21,52 @@ pub const MAX_QUEUED: usize = 256 << 20;
 /// Buffer kept between bursts; above this it is given back.
 const KEEP_CAPACITY: usize = 256 << 10;
 
+/// Bytes that may wait before a [`Backlog`] asks for patience. More would only make short answers wait behind them;
+/// less would leave the stream idle while its next bytes are on their way here.
+const PATIENCE: usize = 256 << 10;
+
 /// Splits `stream` and puts a [`WriteQueue`] in front of its write half.
 pub fn decouple<S>(stream: S) -> Join<ReadHalf<S>, WriteQueue>
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
+    decouple_counted(stream).0
+}
+
+/// The same, and what tells how much waits.
+pub fn decouple_counted<S>(stream: S) -> (Join<ReadHalf<S>, WriteQueue>, Backlog)
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
     let (read, write) = tokio::io::split(stream);
-    let shared = Arc::new(Shared { state: Mutex::default(), more: Notify::new() });
+    let shared = Arc::new(Shared { state: Mutex::default(), more: Notify::new(), less: Notify::new() });
     tokio::spawn(empty_into(shared.clone(), write));
-    tokio::io::join(read, WriteQueue { shared })
+    let backlog = Backlog { shared: shared.clone() };
+    (tokio::io::join(read, WriteQueue { shared }), backlog)
+}
+
+/// What waits in a [`WriteQueue`]: for those who can hold their bytes back. Cheap to clone.
+#[derive(Clone)]
+pub struct Backlog {
+    shared: Arc<Shared>,
+}
+
+impl Backlog {
+    /// Bytes that the stream has not taken.
+    pub fn bytes(&self) -> usize {
+        self.shared.lock().waiting()
+    }
+
+    /// Waits until the queue is short. Nothing is reserved: many who waited may come at once. Safe to cancel.
+    pub async fn short(&self) {
+        loop {
+            let less = self.shared.less.notified();
+            if self.shared.lock().is_short() {
+                return;
+            }
+            less.await;
+        }
+    }
 }
 
 /// Write half whose `poll_write` and `poll_flush` are always ready. Dropping it lets what is queued go out, then
@@ -41,15 +78,29 @@ pub struct WriteQueue {
 struct Shared {
     state: Mutex<State>,
     more: Notify,
+    /// Something left.
+    less: Notify,
 }
 
 #[derive(Default)]
 struct State {
     queued: BytesMut,
+    /// Taken out of `queued`, and on its way into the stream.
+    leaving: usize,
     /// The writer of the queue is gone.
     closed: bool,
     /// The stream failed; told to the next write.
     failed: Option<io::ErrorKind>,
+}
+
+impl State {
+    fn waiting(&self) -> usize {
+        self.queued.len() + self.leaving
+    }
+
+    fn is_short(&self) -> bool {
+        self.waiting() < PATIENCE || self.failed.is_some()
+    }
 }
 
 impl Shared {
@@ -103,8 +154,10 @@ async fn empty_into(shared: Arc<Shared>, mut write: impl AsyncWrite + Unpin) {
         let closed = {
             let mut state = shared.lock();
             std::mem::swap(&mut state.queued, &mut batch);
+            state.leaving = batch.len();
             state.closed
         };
+        shared.less.notify_waiters();
         if batch.is_empty() {
             if closed {
                 break;
@@ -119,6 +172,7 @@ async fn empty_into(shared: Arc<Shared>, mut write: impl AsyncWrite + Unpin) {
         if let Err(error) = sent {
             // The reading side of the same stream reports the cause; writers only need to know it is over.
             shared.lock().failed = Some(error.kind());
+            shared.less.notify_waiters();
             return;
         }
         batch.clear();
@@ -147,6 +201,29 @@ mod tests {
         let mut got = Vec::new();
         far.read_to_end(&mut got).await.unwrap();
         assert_eq!(got, sent);
+    }
+
+    #[tokio::test]
+    async fn whoever_can_wait_is_told_when_the_queue_is_short_again() {
+        let (near, mut far) = tokio::io::duplex(16);
+        let (queue, backlog) = decouple_counted(near);
+        let (_read, mut write) = tokio::io::split(queue);
+        backlog.short().await;
+        write.write_all(&vec![7; 2 * PATIENCE]).await.unwrap();
+        let mut waiting = std::pin::pin!(backlog.short());
+        tokio::select! {
+            biased;
+            () = &mut waiting => panic!("{} bytes wait", backlog.bytes()),
+            () = tokio::task::yield_now() => {}
+        }
+        let read = async {
+            let mut left = 2 * PATIENCE;
+            while left > 0 {
+                left -= far.read(&mut vec![0; PATIENCE]).await.unwrap();
+            }
+        };
+        tokio::join!(waiting, read);
+        assert!(backlog.bytes() < PATIENCE);
     }
 
     #[tokio::test]

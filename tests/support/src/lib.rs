@@ -12,6 +12,7 @@ pub mod kshuttle;
 pub mod line;
 pub mod load;
 pub mod net;
+pub mod openssh;
 pub mod operator;
 pub mod proxy;
 pub mod sshd;

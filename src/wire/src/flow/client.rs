@@ -27,6 +27,9 @@ pub enum OpenError {
     /// The session ended.
     #[error("open a flow in the session")]
     Closed(#[source] h2::Error),
+    /// The same, where flows are channels.
+    #[error("the SSH session ended")]
+    Ended,
     /// `host:port` is not an authority (RFC 3986 §3.2).
     #[error("{0:?} is not a host and port")]
     Target(String),

@@ -26,6 +26,12 @@ pub enum ConnectError {
     /// The pod did not understand the target.
     #[error("the pod refused the target as malformed")]
     BadTarget,
+    /// An SSH server that is not ours tried and failed; SSH has no word for why (RFC 4254 §5.1).
+    #[error("the SSH server could not connect")]
+    Failed,
+    /// An SSH server that is not ours does not allow it.
+    #[error("the SSH server does not permit this connection (AllowTcpForwarding, PermitOpen)")]
+    Prohibited,
     /// The session ended, or the flow was reset, before the answer.
     #[error("the tunnel ended")]
     Session(#[source] io::Error),
@@ -67,6 +73,8 @@ pub(super) fn write(error: &ConnectError) -> Response<()> {
         ConnectError::TimedOut => (StatusCode::GATEWAY_TIMEOUT, "connection_timeout"),
         ConnectError::TooMany => (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached"),
         ConnectError::BadTarget => (StatusCode::BAD_REQUEST, "http_request_error"),
+        ConnectError::Failed => (StatusCode::BAD_GATEWAY, "connection_terminated"),
+        ConnectError::Prohibited => (StatusCode::FORBIDDEN, "http_request_denied"),
         ConnectError::Session(_) | ConnectError::Other { .. } => {
             (StatusCode::INTERNAL_SERVER_ERROR, "proxy_internal_error")
         }
