@@ -10,6 +10,7 @@ use kshuttle_wire::pacing::Policy;
 
 use crate::addr::Subnet;
 use crate::cluster::port_forward::Transport;
+use crate::cluster::sshd_pod::PullPolicy;
 use crate::cluster::target::Target;
 use crate::port_forward::words::{Address, Forward};
 use crate::tunnel::pool::{PACING, TUNNELS};
@@ -156,6 +157,18 @@ pub struct PodArgs {
     #[arg(long, value_name = "IMAGE", conflicts_with = "image")]
     pub carrier_image: Option<String>,
 
+    /// When the node pulls that image: Always, IfNotPresent or Never
+    #[arg(long, value_name = "WHEN")]
+    pub image_pull_policy: Option<PullPolicy>,
+
+    /// YAML or JSON merged into the pod (strategic merge): tolerations, node selector, pull secrets, labels, resources
+    #[arg(long, value_name = "FILE")]
+    pub pod_patch: Option<PathBuf>,
+
+    /// Longest wait for the pod to run, also for a node that has room for it; else 60s, and 4s for a node
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub pod_start: Option<Duration>,
+
     /// User id the pod runs as
     #[arg(long, value_name = "UID")]
     pub run_as_user: Option<i64>,
@@ -245,7 +258,7 @@ mod tests {
         let cli = Cli::parse_from(["kshuttle", "socks"].into_iter().chain(flags));
         let Some(Command::Socks(args)) = cli.command else { panic!() };
         assert_eq!(args.pod.pod_idle, Duration::from_secs(90));
-        for flag in ["--image=x", "--carrier-image=x", "--run-as-user=1", "--pod-idle=1s"] {
+        for flag in ["--image=x", "--carrier-image=x", "--run-as-user=1", "--pod-idle=1s", "--pod-patch=x"] {
             for line in [
                 ["kshuttle", "port-forward", "web", "80", flag],
                 ["kshuttle", flag, "port-forward", "web", "80"],

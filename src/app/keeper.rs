@@ -17,6 +17,7 @@ use crate::cluster::api_error::ApiError;
 use crate::cluster::client::Cluster;
 use crate::cluster::delivery::Payload;
 use crate::cluster::port_forward::{Dialer, PortForwardError, Transport};
+use crate::cluster::sshd_pod::patch::PodPatch;
 use crate::cluster::sshd_pod::wait::StartFailure;
 use crate::cluster::sshd_pod::{self, PodError, PodOptions, Program, RunAs, SshdPod};
 use crate::report::{Steps, chain};
@@ -46,6 +47,7 @@ pub(super) struct Keeper {
     args: PodArgs,
     identity: Identity,
     pool: Pool,
+    patch: Option<PodPatch>,
     pod: Option<SshdPod>,
 }
 
@@ -62,6 +64,8 @@ impl Keeper {
                 lifetime: args.tunnel_lifetime,
                 pacing: args.pacing,
             }),
+            // Before anything is started: the commonest mistake is in there.
+            patch: args.pod_patch.as_deref().map(PodPatch::read).transpose().map_err(PodError::from)?,
             pod: None,
         })
     }
@@ -150,7 +154,11 @@ impl Keeper {
             authorized_key: self.identity.authorized_key().context("write down this session's key")?,
             idle: self.args.pod_idle,
             session: session_name(),
-            start_time_max: sshd_pod::START_TIME_MAX,
+            start_time_max: self.args.pod_start.unwrap_or(sshd_pod::START_TIME_MAX),
+            // Who names a time may be waiting for a node that is yet to be made.
+            node_time_max: self.args.pod_start.unwrap_or(sshd_pod::NODE_TIME_MAX),
+            pull_policy: self.args.image_pull_policy,
+            patch: self.patch.clone(),
             owner: owner.clone(),
         };
         if let Some(before) = self.pod.take() {

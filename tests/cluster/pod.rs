@@ -10,7 +10,7 @@ use kshuttle::cluster::client::{Cluster, Options, connect};
 use kshuttle::cluster::delivery::{Payload, deliver};
 use kshuttle::cluster::sshd_pod::wait::StartFailure;
 use kshuttle::cluster::sshd_pod::{
-    PodError, PodOptions, Program, RunAs, START_TIME_MAX, SshdPod, create, reap_finished,
+    NODE_TIME_MAX, PodError, PodOptions, Program, RunAs, START_TIME_MAX, SshdPod, create, reap_finished,
 };
 use kshuttle::cluster::subnets::discover;
 use kube::Api;
@@ -52,6 +52,9 @@ fn options(program: Program, run_as: RunAs) -> PodOptions {
         owner: format!("test@{}", std::process::id()),
         session: "test".to_owned(),
         start_time_max: START_TIME_MAX,
+        node_time_max: NODE_TIME_MAX,
+        pull_policy: None,
+        patch: None,
     }
 }
 
