@@ -17,6 +17,7 @@ use crate::cluster::api_error::ApiError;
 use crate::cluster::client::Cluster;
 use crate::cluster::delivery::Payload;
 use crate::cluster::port_forward::{Dialer, PortForwardError, Transport};
+use crate::cluster::rights::{self, Right, RightsError};
 use crate::cluster::sshd_pod::patch::PodPatch;
 use crate::cluster::sshd_pod::wait::StartFailure;
 use crate::cluster::sshd_pod::{self, PodError, PodOptions, Program, RunAs, SshdPod};
@@ -77,8 +78,29 @@ impl Keeper {
     /// Makes the pod and waits for the first tunnel to it. Connections to the pod before are reset at once.
     pub(super) async fn start(&mut self, steps: &mut Steps) -> anyhow::Result<()> {
         self.pool.lead(None);
-        self.make_pod(steps).await?;
-        let Self { pod: Some(pod), pool, .. } = self else { unreachable!("made above") };
+        let started = match self.make_pod(steps).await {
+            Ok(()) => self.lead(steps).await,
+            Err(error) => Err(error),
+        };
+        match started {
+            Err(error) if lacks_right(&error) => Err(self.all_that_lacks(error).await),
+            started => started,
+        }
+    }
+
+    /// What was refused is rarely all that is missing.
+    async fn all_that_lacks(&self, error: anyhow::Error) -> anyhow::Error {
+        match rights::review(&self.cluster, self.args.image.is_none()).await {
+            Ok(review) if !review.missing.is_empty() => {
+                RightsError::new(self.cluster.namespace(), review, Some(error.into())).into()
+            }
+            _ => error,
+        }
+    }
+
+    /// Leads the tunnels to the pod and waits for the first.
+    async fn lead(&mut self, steps: &mut Steps) -> anyhow::Result<()> {
+        let Self { pod: Some(pod), pool, .. } = self else { unreachable!("there is a pod") };
         let host_key = HostKey::default();
         pool.lead(Some(route(&self.dialer, pod, &self.identity, &host_key)));
         let way = tokio::select! {
@@ -171,8 +193,18 @@ impl Keeper {
         let pod = sshd_pod::create(&self.cluster, &options, |text| steps.waiting(text)).await?;
         // Known before it runs: a stop meanwhile deletes it.
         let pod = self.pod.insert(pod);
-        pod.wait_running(|text| steps.waiting(text)).await?;
+        let (running, may_delete) = tokio::join!(
+            pod.wait_running(|text| steps.waiting(text)),
+            rights::may(&self.cluster, Right { resource: "pods", verb: "delete" })
+        );
+        running?;
         steps.done("pod", format_args!("{} is running", pod.name()));
+        if matches!(may_delete, Ok(false)) {
+            steps.say(format_args!(
+                "warning: deleting pods is not permitted here: this one ends by itself {} s after the session",
+                self.args.pod_idle.as_secs()
+            ));
+        }
         Ok(())
     }
 }
@@ -200,6 +232,13 @@ fn route(dialer: &Dialer, pod: &SshdPod, identity: &Identity, host_key: &HostKey
     }
 }
 
+fn lacks_right(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref().is_some_and(|error: &PodError| error.missing_right().is_some())
+            || cause.downcast_ref().is_some_and(PortForwardError::is_forbidden)
+    })
+}
+
 /// Whether the same may succeed later without anybody acting: the API server is not there now.
 fn passes(error: &anyhow::Error) -> bool {
     let api = error.chain().find_map(|cause| cause.downcast_ref::<PodError>()).and_then(PodError::api_error);
@@ -221,5 +260,5 @@ fn passes(error: &anyhow::Error) -> bool {
 }
 
 fn start_failed(pod: &SshdPod, source: StartFailure) -> anyhow::Error {
-    PodError::Start { pod: pod.name().to_owned(), source }.into()
+    PodError::Start { pod: pod.name().to_owned(), namespace: pod.namespace().to_owned(), source }.into()
 }

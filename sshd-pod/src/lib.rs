@@ -6,6 +6,8 @@
 //! when nobody is logged in for a while.
 
 pub mod direct;
+pub mod door;
 pub mod idle;
+pub mod login;
 pub mod server;
 pub mod settings;

@@ -43,6 +43,8 @@ pub enum PodError {
     Start {
         /// The pod's name.
         pod: String,
+        /// Its namespace.
+        namespace: String,
         /// Why.
         source: wait::StartFailure,
     },

@@ -118,7 +118,12 @@ fn container(options: &PodOptions, source: Source<'_>) -> Container {
                 ..VolumeMount::default()
             };
             let pull = if carrier.present { PullPolicy::Never } else { PullPolicy::IfNotPresent };
-            (carrier.image.as_str(), options.pull_policy.unwrap_or(pull), Some(command.map(str::to_owned).to_vec()), Some(vec![mount]))
+            (
+                carrier.image.as_str(),
+                options.pull_policy.unwrap_or(pull),
+                Some(command.map(str::to_owned).to_vec()),
+                Some(vec![mount]),
+            )
         }
         // Also for `latest`: what the first node of a session ran, the next one runs, too, if it can.
         Source::Image(image) => (image, options.pull_policy.unwrap_or(PullPolicy::IfNotPresent), None, None),
@@ -266,7 +271,10 @@ pub(super) mod tests {
     #[test]
     fn delivered_to_certain_nodes_with_a_user_of_the_clusters_choice() {
         let source = (delivered(), carrier(&["n1", "n2"]));
-        golden("pod-two-nodes.json", &pod(&options(), Source::Delivered(&source.0, &source.1), None).unwrap());
+        golden(
+            "pod-two-nodes.json",
+            &pod(&options(), Source::Delivered(&source.0, &source.1), None).unwrap(),
+        );
     }
 
     #[test]

@@ -144,8 +144,7 @@ impl PodPatch {
 
     fn parse(text: &str, file: &Path) -> Result<Self, PatchError> {
         let no_object = |source| PatchError::Syntax { file: file.to_owned(), source };
-        let patch: Value =
-            serde_saphyr::from_str(text).map_err(|error| no_object(Some(Box::new(error))))?;
+        let patch: Value = serde_saphyr::from_str(text).map_err(|error| no_object(Some(Box::new(error))))?;
         if !patch.is_object() {
             return Err(no_object(None));
         }

@@ -77,7 +77,7 @@ pub enum State {
 /// Reads a pod's status.
 pub fn judge(pod: &Pod) -> State {
     if pod.metadata.deletion_timestamp.is_some() {
-        return State::Failed(StartFailure::Deleted);
+        return State::Failed(deleted_because(pod));
     }
     let Some(status) = &pod.status else { return State::Waiting("for the scheduler".to_owned()) };
     let container = status.container_statuses.iter().flatten().find(|container| container.name == CONTAINER);
@@ -121,6 +121,19 @@ pub fn judge(pod: &Pod) -> State {
             Some(node) => format!("for node {node} to take it"),
             None => "for the scheduler".to_owned(),
         }),
+    }
+}
+
+/// The scheduler, the eviction API, the kubelet and the taint manager say why they delete a pod (condition
+/// `DisruptionTarget`, from Kubernetes 1.26 on).
+pub(super) fn deleted_because(pod: &Pod) -> StartFailure {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let why = conditions
+        .filter(|condition| condition.type_ == "DisruptionTarget" && condition.status == "True")
+        .find_map(|condition| Some((condition.reason.clone()?, condition.message.clone().unwrap_or_default())));
+    match why {
+        Some((reason, message)) => StartFailure::GivenUp { reason, message },
+        None => StartFailure::Deleted,
     }
 }
 

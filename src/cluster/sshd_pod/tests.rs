@@ -121,6 +121,19 @@ fn an_ended_program_is_explained_by_its_words_or_its_status() {
 }
 
 #[test]
+fn who_deleted_it_is_told() {
+    let mut deleted = pod(json!({"phase": "Running", "conditions": [{
+        "type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
+        "message": "Eviction API: evicting"}]}));
+    deleted["metadata"]["deletionTimestamp"] = "2026-11-21T15:00:00Z".into();
+    let State::Failed(failure) = judge(&serde_json::from_value(deleted.clone()).unwrap()) else { panic!() };
+    assert_eq!(failure.to_string(), "it was given up (EvictionByEvictionAPI): Eviction API: evicting");
+    deleted["status"]["conditions"][0]["status"] = "False".into();
+    let deleted = judge(&serde_json::from_value(deleted).unwrap());
+    assert_eq!(deleted, State::Failed(StartFailure::Deleted));
+}
+
+#[test]
 fn preemption_is_hope() {
     let mut status = unschedulable();
     status["nominatedNodeName"] = "n2".into();
@@ -177,7 +190,8 @@ async fn the_program_is_delivered_and_the_choice_of_image_told() {
 async fn openshift_assigns_the_user_itself() {
     let refusal = "pods \"kshuttle-\" is forbidden: unable to validate against any security context constraint: \
                    [provider restricted-v2: .containers[0].runAsUser: Invalid value: 65532: must be in the ranges]";
-    let api = FakeApi::start([Answer::refusal(REHEARSAL, 403, "Forbidden", refusal), rehearsed(), created()]).await;
+    let api =
+        FakeApi::start([Answer::refusal(REHEARSAL, 403, "Forbidden", refusal), rehearsed(), created()]).await;
     let mut said = Vec::new();
     create(&api.cluster, &image(), |line| said.push(line.to_owned())).await.unwrap();
     assert!(said[0].contains("OpenShift"), "{said:?}");

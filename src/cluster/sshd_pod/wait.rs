@@ -15,6 +15,7 @@ use kube::api::{ListParams, WatchEvent, WatchParams};
 use tokio::time::Instant;
 
 use super::super::api_error::{ApiError, ask, ask_within};
+use super::status::deleted_because;
 pub use super::status::{StartFailure, State, judge};
 use super::{PodError, SshdPod};
 
@@ -55,7 +56,7 @@ pub(super) async fn until_running(pod: &SshdPod, mut report: impl FnMut(&str)) -
         }
         Err(_) => StartFailure::Slow { limit, last: last + &warnings(pod).await },
     };
-    Err(PodError::Start { pod: pod.name.clone(), source: failure })
+    Err(PodError::Start { pod: pod.name.clone(), namespace: pod.namespace.clone(), source: failure })
 }
 
 enum End {
@@ -181,7 +182,7 @@ impl<R: FnMut(&str)> Progress<'_, R> {
                         return Ok(true);
                     }
                 }
-                Some(Ok(WatchEvent::Deleted(_))) => return Err(End::Failed(StartFailure::Deleted)),
+                Some(Ok(WatchEvent::Deleted(last))) => return Err(End::Failed(deleted_because(&last))),
                 Some(Ok(WatchEvent::Bookmark(_))) => {}
                 // Too old a version, or a connection that broke: read it again.
                 Some(Ok(WatchEvent::Error(_)) | Err(_)) | None => return Ok(false),
@@ -243,9 +244,8 @@ async fn sleep_until(deadline: Option<Instant>) {
 /// The pod's events, read every second; ends where we may not read them. A pod that starts quickly is not asked about.
 fn events(pod: &SshdPod) -> Pin<Box<dyn Stream<Item = Vec<Event>> + Send>> {
     let api: Api<Event> = Api::namespaced(pod.api.clone().into_client(), &pod.namespace);
-    let about = ListParams::default()
-        .fields(&format!("involvedObject.uid={}", pod.uid))
-        .limit(EVENTS_READ_MAX);
+    let about =
+        ListParams::default().fields(&format!("involvedObject.uid={}", pod.uid)).limit(EVENTS_READ_MAX);
     stream::unfold((api, about), |(api, about)| async {
         loop {
             tokio::time::sleep(READ_INTERVAL).await;

@@ -36,7 +36,10 @@ spec:
     let at = |path: &str| pod.pointer(path).unwrap_or_else(|| panic!("{path} is not in {pod:#}"));
     assert_eq!(at("/metadata/labels/team"), "blue");
     assert_eq!(at("/metadata/labels/app.kubernetes.io~1name"), "kshuttle");
-    assert_eq!(at("/spec/nodeSelector"), &json!({"kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64", "pool": "tools"}));
+    assert_eq!(
+        at("/spec/nodeSelector"),
+        &json!({"kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64", "pool": "tools"})
+    );
     assert_eq!(at("/spec/tolerations/0/key"), "tools");
     assert_eq!(at("/spec/imagePullSecrets"), &json!([{"name": "registry"}]));
     assert_eq!(at("/spec/containers").as_array().unwrap().len(), 1);
@@ -82,7 +85,10 @@ fn what_kshuttle_depends_on_stays() {
         ("spec: {containers: null}", "spec.containers[sshd].command"),
     ] {
         let error = patched(text).unwrap_err();
-        assert!(matches!(&error, PatchError::Kept { field: found, .. } if found == field), "{text}: {error:?}");
+        assert!(
+            matches!(&error, PatchError::Kept { field: found, .. } if found == field),
+            "{text}: {error:?}"
+        );
     }
 }
 
