@@ -66,6 +66,48 @@ Examples:
   kshuttle port-forward web-0 5432 -n shop        Exactly this pod
   kshuttle port-forward --address 0.0.0.0 svc/web 8080:80    For other machines, too")]
     PortForward(PortForwardArgs),
+
+    /// Start a pod and print what lets OpenSSH's ssh use it, until Ctrl-C: `ssh -W`, `-L` and `-D`
+    #[command(after_help = "\
+Examples:
+  kshuttle ssh-config > ~/.ssh/kshuttle.conf &
+  ssh -F ~/.ssh/kshuttle.conf -N -L 8080:web.shop:80 kshuttle
+  ssh -F ~/.ssh/kshuttle.conf -N -D 1080 kshuttle")]
+    SshConfig(SshConfigArgs),
+
+    /// The byte stream to a pod's server on standard input and output; `ssh-config` names it as ProxyCommand
+    #[command(hide = true)]
+    SshProxy(SshProxyArgs),
+
+    /// List what sessions left in the namespace: pods of yours, programs that no pod runs; --yes removes it
+    Cleanup(CleanupArgs),
+}
+
+/// Flags of `kshuttle ssh-config`.
+#[derive(Debug, Args)]
+pub struct SshConfigArgs {
+    /// Name that ssh is to know the pod by
+    #[arg(long, value_name = "NAME", default_value = "kshuttle", value_parser = host_name)]
+    pub host: String,
+
+    /// The pod the traffic goes through.
+    #[command(flatten)]
+    pub pod: PodArgs,
+}
+
+/// Flags of `kshuttle ssh-proxy`.
+#[derive(Debug, Args)]
+pub struct SshProxyArgs {
+    /// Name of the pod
+    pub pod: String,
+}
+
+/// Flags of `kshuttle cleanup`.
+#[derive(Debug, Args)]
+pub struct CleanupArgs {
+    /// Remove what is listed
+    #[arg(long)]
+    pub yes: bool,
 }
 
 /// Flags of redirecting.
@@ -190,6 +232,13 @@ pub struct PodArgs {
     pub pacing: Policy,
 }
 
+/// One word that means nothing else to ssh: patterns and quotes do.
+fn host_name(text: &str) -> Result<String, &'static str> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || ['.', '-', '_'].contains(&c);
+    let usable = !text.is_empty() && !text.starts_with('-') && text.chars().all(plain);
+    if usable { Ok(text.to_owned()) } else { Err("not letters, digits, `.`, `-` and `_`") }
+}
+
 /// A number with `s`, `m` or `h`, as Go and kubectl write short times.
 fn duration(text: &str) -> Result<Duration, String> {
     let error = || "not a time like 90s, 5m or 1h".to_owned();
@@ -283,6 +332,9 @@ mod tests {
             &["sock"],
             &["-x", "office"],
             &["--pod-idle", "0s"],
+            &["--image-pull-policy", "Sometimes"],
+            &["ssh-config", "--host", "*"],
+            &["ssh-config", "--host", "-x"],
             &["--as-group", "devs"],
         ] {
             let line = std::iter::once("kshuttle").chain(arguments.iter().copied());

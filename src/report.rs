@@ -96,6 +96,12 @@ impl Steps {
         let _ = writeln!(std::io::stdout().lock(), "Forwarding from {from} -> {port}");
     }
 
+    /// One line of a list, on standard output.
+    pub fn listed(&mut self, text: impl Display) {
+        // Nobody reads it: no reason to fail.
+        let _ = writeln!(std::io::stdout().lock(), "{text}");
+    }
+
     fn line(&mut self, text: std::fmt::Arguments<'_>) {
         if std::mem::take(&mut self.waiting) {
             print(format_args!("\r\x1b[K"));
@@ -145,6 +151,9 @@ fn exit_code(cause: &(dyn StdError + 'static)) -> Option<u8> {
     }
     if let Some(error) = cause.downcast_ref::<PodError>() {
         return Some(if error.missing_right().is_some() { exit::NOT_PERMITTED } else { exit::POD });
+    }
+    if cause.downcast_ref::<ApiError>().is_some_and(|error| error.missing_right().is_some()) {
+        return Some(exit::NOT_PERMITTED);
     }
     if let Some(error) = cause.downcast_ref::<Arc<TargetError>>() {
         return target_exit_code(error);

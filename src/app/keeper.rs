@@ -18,10 +18,12 @@ use crate::cluster::client::Cluster;
 use crate::cluster::delivery::Payload;
 use crate::cluster::port_forward::{Dialer, PortForwardError, Transport};
 use crate::cluster::rights::{self, Right, RightsError};
+use crate::cluster::sshd_pod::left_over;
 use crate::cluster::sshd_pod::patch::PodPatch;
 use crate::cluster::sshd_pod::wait::StartFailure;
 use crate::cluster::sshd_pod::{self, PodError, PodOptions, Program, RunAs, SshdPod};
 use crate::report::{Steps, chain};
+use crate::session::{self, Session};
 use crate::tunnel::identity::{HostKey, Identity};
 use crate::tunnel::pool::{DialError, Dialed, Pool, Route, Settings};
 
@@ -69,6 +71,23 @@ impl Keeper {
             patch: args.pod_patch.as_deref().map(PodPatch::read).transpose().map_err(PodError::from)?,
             pod: None,
         })
+    }
+
+    pub(super) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The pod's name, once there is one.
+    pub(super) fn pod_name(&self) -> Option<&str> {
+        self.pod.as_ref().map(SshdPod::name)
+    }
+
+    /// Waits until the pod has ended, without making another.
+    pub(super) async fn pod_ended(&self) -> anyhow::Error {
+        match &self.pod {
+            Some(pod) => start_failed(pod, pod.ended().await).context("the pod ended"),
+            None => std::future::pending().await,
+        }
     }
 
     pub(super) fn pool(&self) -> &Pool {
@@ -175,7 +194,7 @@ impl Keeper {
             run_as: self.args.run_as_user.map_or(RunAs::Default, RunAs::Uid),
             authorized_key: self.identity.authorized_key().context("write down this session's key")?,
             idle: self.args.pod_idle,
-            session: session_name(),
+            session: Session::current().map_or_else(session_name, |session| session.to_string()),
             start_time_max: self.args.pod_start.unwrap_or(sshd_pod::START_TIME_MAX),
             // Who names a time may be waiting for a node that is yet to be made.
             node_time_max: self.args.pod_start.unwrap_or(sshd_pod::NODE_TIME_MAX),
@@ -189,7 +208,7 @@ impl Keeper {
                 tracing::info!(error = chain(&error), "the pod before stays");
             }
         }
-        sshd_pod::reap_finished(&self.cluster, &owner).await;
+        left_over::reap(&self.cluster, &owner, session::is_dead).await;
         let pod = sshd_pod::create(&self.cluster, &options, |text| steps.waiting(text)).await?;
         // Known before it runs: a stop meanwhile deletes it.
         let pod = self.pod.insert(pod);

@@ -2,13 +2,14 @@
 //!
 //! States: options → image chosen → rehearsed (the API server says what it would do, and does nothing) → program
 //! delivered → created ([`create`]) → running ([`SshdPod::wait_running`]) → deleted ([`SshdPod::delete`]), or ended by
-//! itself when idle and removed by the next session ([`reap_finished`]). The manifest is a pure value (`manifest.rs`),
+//! itself when idle and removed by the next session ([`left_over::reap`]). The manifest is a pure value (`manifest.rs`),
 //! so is what the user's [`patch`] makes of it, the image's choice ([`image`]) and what a status means (`status.rs`).
 //!
 //! Next: [`super::port_forward`] opens a stream to [`LISTEN_PORT`] of the pod.
 
 mod error;
 pub mod image;
+pub mod left_over;
 mod manifest;
 mod options;
 pub mod patch;
@@ -19,7 +20,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use kube::api::{DeleteParams, ListParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, PostParams, Preconditions};
 
 pub use self::error::PodError;
 pub use self::options::{PodOptions, Program, PullPolicy, RunAs};
@@ -36,7 +37,7 @@ pub const START_TIME_MAX: Duration = Duration::from_secs(60);
 pub const NODE_TIME_MAX: Duration = Duration::from_secs(4);
 /// Whose pod it is: `user@host`.
 const OWNER_ANNOTATION: &str = "kshuttle.dev/owner";
-/// Of which run of kshuttle it is.
+/// Of which run of kshuttle it is (`crate::session`).
 const SESSION_ANNOTATION: &str = "kshuttle.dev/session";
 /// The uid of "nonroot" in distroless images; any but 0 would do.
 const DEFAULT_UID: i64 = 65532;
@@ -44,8 +45,6 @@ const DEFAULT_UID: i64 = 65532;
 const DELETE_TIME_MAX: Duration = Duration::from_secs(5);
 /// A kill after this; the server has nothing to save. 0 would leave the container running for a while unseen.
 const DELETE_GRACE_SECONDS: u32 = 1;
-/// Left-overs looked at in one go.
-const REAP_MAX: u32 = 50;
 
 /// A pod of ours that was created.
 #[derive(Debug, Clone)]
@@ -183,41 +182,6 @@ async fn delete(api: &Api<Pod>, name: &str, uid: &str) -> Result<(), ApiError> {
         Err(ApiError::Other { code: 409, .. }) => Ok(()),
         Err(error) => Err(error),
     }
-}
-
-/// Deletes pods that `owner` left behind and that have ended; how many. It is housekeeping: what is not allowed or
-/// does not answer stays, and nobody is bothered.
-pub async fn reap_finished(cluster: &Cluster, owner: &str) -> usize {
-    let api: Api<Pod> = Api::namespaced(cluster.client().clone(), cluster.namespace());
-    let ours = ListParams::default()
-        .labels("app.kubernetes.io/name=kshuttle,app.kubernetes.io/component=sshd")
-        .limit(REAP_MAX);
-    let pods = match ask_within(DELETE_TIME_MAX, api.list(&ours)).await {
-        Ok(list) => list.items,
-        Err(error) => {
-            tracing::debug!(%error, "left-over pods are not readable");
-            return 0;
-        }
-    };
-    let mut reaped = 0;
-    for pod in pods.iter().filter(|pod| is_left_over(pod, owner)) {
-        let (Some(name), Some(uid)) = (&pod.metadata.name, &pod.metadata.uid) else { continue };
-        match delete(&api, name, uid).await {
-            Ok(()) => reaped += 1,
-            Err(error) => {
-                tracing::debug!(%error, "a left-over pod stays");
-                break;
-            }
-        }
-    }
-    reaped
-}
-
-fn is_left_over(pod: &Pod, owner: &str) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    let annotations = pod.metadata.annotations.as_ref();
-    let whose = annotations.and_then(|annotations| annotations.get(OWNER_ANNOTATION));
-    matches!(phase, Some("Succeeded" | "Failed")) && whose.is_some_and(|whose| whose == owner)
 }
 
 #[cfg(test)]

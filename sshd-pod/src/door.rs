@@ -43,7 +43,8 @@ impl Door {
         let visit = Arc::new(Visit::default());
         let mut waiting = self.lock();
         if waiting.len() >= VISITORS_MAX {
-            let chosen = waiting.swap_remove(any_of(waiting.len()));
+            let place = any_of(waiting.len());
+            let chosen = waiting.swap_remove(place);
             chosen.away.cancel();
             tracing::debug!("no room for more who have not logged in: one was turned away");
         }

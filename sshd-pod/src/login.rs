@@ -97,11 +97,7 @@ impl Handler for Login {
         Ok(self.judge(user, offer.public_key))
     }
 
-    async fn auth_publickey(
-        &mut self,
-        user: &str,
-        key: VerifiedPublicKey<'_>,
-    ) -> Result<Auth, Self::Error> {
+    async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, Self::Error> {
         Ok(self.judge(user, key.public_key))
     }
 

@@ -139,10 +139,12 @@ impl Service {
             () = visitor.turned_away() => return,
         };
         match seen {
-            Ok(Ok(1)) if first[0] == hello::MAGIC[0] => self.serve_connection(socket, visitor, deadline).await,
+            Ok(Ok(1)) if first[0] == hello::MAGIC[0] => {
+                self.serve_connection(socket, visitor, deadline).await
+            }
             Ok(Err(error)) => tracing::debug!(%error, "connection ended at once"),
-            Ok(Ok(_)) => tracing::debug!("connection ended at once"),
-            Err(_) | Ok(Ok(1..)) => {
+            Ok(Ok(0)) => tracing::debug!("connection ended at once"),
+            Ok(Ok(_)) | Err(_) => {
                 let stream = write_queue::decouple(Entrance::new(socket, visitor.clone()));
                 let login = Login::new(self.authorized_key, self.presence, visitor.clone(), None);
                 serve_ssh(self.plain, stream, login, visitor, deadline).await;

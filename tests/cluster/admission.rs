@@ -60,8 +60,11 @@ fn advice(said: &str) -> NamedTempFile {
 }
 
 pub(crate) fn a_patch_reaches_the_pod() {
-    let space = Namespace::with_labels("patched", &json!({"pod-security.kubernetes.io/enforce": "restricted"}));
-    let patch = file("metadata: {labels: {team: blue}}\nspec: {containers: [{name: sshd, resources: {limits: {cpu: 500m}}}]}");
+    let space =
+        Namespace::with_labels("patched", &json!({"pod-security.kubernetes.io/enforce": "restricted"}));
+    let patch = file(
+        "metadata: {labels: {team: blue}}\nspec: {containers: [{name: sshd, resources: {limits: {cpu: 500m}}}]}",
+    );
     let mut kshuttle = Kshuttle::start_as(command(&space.name, &["--pod-patch", path(&patch)]));
     let what = "jsonpath={.metadata.labels.team} {.spec.containers[0].resources.limits} \
                 {.spec.containers[0].securityContext.readOnlyRootFilesystem}";
@@ -74,7 +77,8 @@ pub(crate) fn a_patch_reaches_the_pod() {
 }
 
 pub(crate) fn a_policy_is_quoted_before_anything_is_made() {
-    let space = Namespace::with_labels("strict", &json!({"pod-security.kubernetes.io/enforce": "restricted"}));
+    let space =
+        Namespace::with_labels("strict", &json!({"pod-security.kubernetes.io/enforce": "restricted"}));
     let patch = file("spec: {containers: [{name: sshd, securityContext: {allowPrivilegeEscalation: true}}]}");
     let said = fails(&space.name, &["--pod-patch", path(&patch)], 5);
     assert_says(&said, &["violates PodSecurity \"restricted", "allowPrivilegeEscalation != false", "hint: "]);
@@ -86,7 +90,10 @@ pub(crate) fn a_full_quota_is_quoted_before_anything_is_made() {
     space.put("ResourceQuota", "no-pods", &json!({"hard": {"pods": "0"}}));
     quota_counts(&space, "no-pods");
     let said = fails(&space.name, &[], 5);
-    assert_says(&said, &["exceeded quota: no-pods, requested: pods=1, used: pods=0, limited: pods=0", "hint: "]);
+    assert_says(
+        &said,
+        &["exceeded quota: no-pods, requested: pods=1, used: pods=0, limited: pods=0", "hint: "],
+    );
     assert_eq!(space.ours("configmap"), "", "left there");
 }
 
@@ -132,7 +139,8 @@ pub(crate) fn an_image_that_is_not_there_is_told_in_the_kubelets_words() {
 
 pub(crate) fn an_image_of_another_architecture_is_told() {
     let space = Namespace::new("foreign");
-    let image = std::env::var("KSHUTTLE_TEST_FOREIGN_IMAGE").expect("scripts/test imports the image and names it");
+    let image =
+        std::env::var("KSHUTTLE_TEST_FOREIGN_IMAGE").expect("scripts/test imports the image and names it");
     let said = fails(&space.name, &["--image", &image], 5);
     assert_says(&said, &["exec format error", "hint: the image is for another architecture"]);
 }
@@ -155,7 +163,10 @@ pub(crate) fn a_volume_that_is_not_there_is_told_while_waiting() {
   containers: [{name: sshd, volumeMounts: [{name: x, mountPath: /x}]}]",
     );
     let said = fails(&space.name, &["--pod-patch", path(&patch), "--pod-start", "8s"], 5);
-    assert_says(&said, &["FailedMount", "configmap \"nowhere\" not found", "still not running after 8 s", "hint: "]);
+    assert_says(
+        &said,
+        &["FailedMount", "configmap \"nowhere\" not found", "still not running after 8 s", "hint: "],
+    );
 }
 
 pub(crate) fn preemption_is_told_and_ends_it_when_there_is_no_room_left() {
@@ -207,7 +218,8 @@ fn roles() -> Vec<(String, String)> {
     let mut lines = yaml.lines().map(str::trim);
     let mut all = Vec::new();
     while let Some(line) = lines.next() {
-        let Some(resource) = line.strip_prefix("resources: [\"").and_then(|rest| rest.strip_suffix("\"]")) else {
+        let Some(resource) = line.strip_prefix("resources: [\"").and_then(|rest| rest.strip_suffix("\"]"))
+        else {
             continue;
         };
         let verbs = lines.next().and_then(|line| line.strip_prefix("verbs: [")).expect("verbs come next");
@@ -244,7 +256,10 @@ pub(crate) fn each_right_that_is_missing_is_told_or_done_without() {
             "create pods" | "get pods" | "get configmaps" | "create configmaps" => {
                 let said = fails(&space.name, &["--as", "jane"], 4);
                 let refused = format!("user `jane` may not {right} in namespace `{}`", space.name);
-                assert_says(&said, &[&format!("missing: {right}:"), &refused, "kind: Role", "name: \"jane\""]);
+                assert_says(
+                    &said,
+                    &[&format!("missing: {right}:"), &refused, "kind: Role", "name: \"jane\""],
+                );
                 let role = said.split("apply this:\n\n").nth(1).expect("the Role is last");
                 // What it prints is what helps.
                 kubectl(&["apply", "-f", path(&file(role))]);

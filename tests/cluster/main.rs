@@ -11,6 +11,7 @@ mod carry;
 mod end;
 mod faults;
 mod forward;
+mod life;
 mod place;
 mod pod;
 mod reach;
@@ -18,6 +19,7 @@ mod rights;
 mod runtime;
 mod scene;
 mod socks;
+mod ssh;
 mod streams;
 mod survive;
 mod ways;
@@ -123,6 +125,16 @@ const BOX: &[Test] = tests! {
         preemption_is_told_and_ends_it_when_there_is_no_room_left,
         each_right_that_is_missing_is_told_or_done_without,
         a_program_that_is_there_needs_no_right_to_bring_it;
+    life:
+        killed_sessions_leave_no_pod_and_others_keep_theirs,
+        cleanup_lists_and_then_removes,
+        an_evicted_pod_is_replaced,
+        a_drained_cluster_is_a_clear_end,
+        a_deleted_namespace_is_a_clear_end;
+    ssh:
+        openssh_forwards_through_the_pod,
+        openssh_gets_nothing_else_and_the_key_goes_with_the_session,
+        the_pods_port_is_not_on_the_pod_network;
     pod:
         the_role_is_enough_in_a_restricted_namespace_for_any_user_id,
         refusals_name_what_is_missing,

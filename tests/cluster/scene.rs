@@ -1,6 +1,7 @@
 //! What tests of single streams start from: the ways this API server knows, and pods to open streams to.
 
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kshuttle::cluster::client::{Cluster, Options, connect};
 use kshuttle::cluster::port_forward::{
@@ -147,7 +148,9 @@ pub(crate) struct Namespace {
 impl Namespace {
     /// Makes it, with these labels.
     pub(crate) fn with_labels(name: &str, labels: &serde_json::Value) -> Self {
-        let name = format!("{name}-{}", std::process::id());
+        // One that is being deleted keeps its name for a while.
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("{name}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         apply(&serde_json::json!({
             "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels},
         }));

@@ -64,8 +64,9 @@ async fn ssh_w_carries_a_connection() {
 async fn a_refused_target_is_told() {
     let scene = scene().await;
     let closed = closed_port().await;
-    let output =
-        within(scene.ssh("right").args(["-W", &closed.to_string(), "kshuttle@127.0.0.1"]).output()).await.unwrap();
+    let output = within(scene.ssh("right").args(["-W", &closed.to_string(), "kshuttle@127.0.0.1"]).output())
+        .await
+        .unwrap();
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("connect failed"), "{output:?}");
 }

@@ -20,7 +20,7 @@ pub struct PodOptions {
     pub idle: Duration,
     /// `user@host`, to find left-overs.
     pub owner: String,
-    /// This session, for people who look at the pod.
+    /// This session's name, by which the next one knows whether it is over.
     pub session: String,
     /// Longest wait for the pod to run; [`START_TIME_MAX`].
     pub start_time_max: Duration,

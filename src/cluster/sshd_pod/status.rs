@@ -130,7 +130,9 @@ pub(super) fn deleted_because(pod: &Pod) -> StartFailure {
     let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
     let why = conditions
         .filter(|condition| condition.type_ == "DisruptionTarget" && condition.status == "True")
-        .find_map(|condition| Some((condition.reason.clone()?, condition.message.clone().unwrap_or_default())));
+        .find_map(|condition| {
+            Some((condition.reason.clone()?, condition.message.clone().unwrap_or_default()))
+        });
     match why {
         Some((reason, message)) => StartFailure::GivenUp { reason, message },
         None => StartFailure::Deleted,

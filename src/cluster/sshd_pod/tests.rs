@@ -421,24 +421,3 @@ async fn deleting_names_the_uid_and_forgives_what_is_gone() {
     let body = &api.asked()[2].body;
     assert_eq!((&body["preconditions"]["uid"], &body["gracePeriodSeconds"]), (&json!("u1"), &json!(1)));
 }
-
-#[tokio::test]
-async fn only_ended_pods_of_the_same_owner_are_reaped() {
-    let item = |name: &str, owner: &str, phase: &str| {
-        json!({"metadata": {"name": name, "uid": name, "annotations": {"kshuttle.dev/owner": owner}},
-               "status": {"phase": phase}})
-    };
-    let list = json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": [
-        item("a", "ada@laptop", "Succeeded"), item("b", "ada@laptop", "Running"), item("c", "bob@laptop", "Failed"),
-        item("d", "ada@laptop", "Failed")]});
-    let api = FakeApi::start([
-        Answer::ok("GET", list),
-        Answer::ok("DELETE /api/v1/namespaces/dev/pods/a", pod(json!({}))),
-        Answer::ok("DELETE /api/v1/namespaces/dev/pods/d", pod(json!({}))),
-        Answer::refusal("GET", 403, "Forbidden", "no list"),
-    ])
-    .await;
-    assert_eq!(reap_finished(&api.cluster, "ada@laptop").await, 2);
-    assert_eq!(reap_finished(&api.cluster, "ada@laptop").await, 0);
-    assert_eq!(api.left(), 0);
-}
