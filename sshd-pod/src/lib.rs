@@ -7,6 +7,8 @@
 
 pub mod direct;
 pub mod door;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod idle;
 pub mod login;
 pub mod server;
