@@ -4,8 +4,10 @@
 //! tunnels → listeners → rules. Stop: redirected connections are reset while the rules still stand → rules → tunnels →
 //! pod. Between the two the keeper (`keeper.rs`) keeps pod and tunnels up.
 
+mod cleanup;
 pub mod existing;
 mod keeper;
+mod ssh_config;
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -15,8 +17,10 @@ use ipnet::IpNet;
 use kshuttle_helper::protocol::Plan;
 use tokio::task::JoinSet;
 
+pub use self::cleanup::cleanup;
 use self::existing::Existing;
 use self::keeper::Keeper;
+pub use self::ssh_config::{ssh_config, ssh_proxy};
 use crate::addr::Subnet;
 use crate::cli::{ClusterArgs, PodArgs, PortForwardArgs, RedirectArgs, SocksArgs};
 use crate::cluster::client::{self, Cluster};
@@ -276,16 +280,19 @@ impl Parts {
 }
 
 async fn connect_cluster(args: &ClusterArgs, steps: &mut Steps) -> anyhow::Result<Cluster> {
-    let options = client::Options {
+    let cluster = client::connect(&options(args)).await?;
+    steps.done("cluster", format_args!("{}, namespace {}", cluster.server(), cluster.namespace()));
+    Ok(cluster)
+}
+
+fn options(args: &ClusterArgs) -> client::Options {
+    client::Options {
         kubeconfig: args.kubeconfig.clone(),
         context: args.context.clone(),
         namespace: args.namespace.clone(),
         as_user: args.as_user.clone(),
         as_groups: args.as_groups.clone(),
-    };
-    let cluster = client::connect(&options).await?;
-    steps.done("cluster", format_args!("{}, namespace {}", cluster.server(), cluster.namespace()));
-    Ok(cluster)
+    }
 }
 
 /// What to redirect: what the user says, else what the cluster tells.

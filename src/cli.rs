@@ -14,6 +14,7 @@ use kshuttle_wire::pacing::Policy;
 use crate::addr::Subnet;
 use crate::app::existing::Place;
 use crate::cluster::port_forward::Transport;
+use crate::cluster::sshd_pod::PullPolicy;
 use crate::cluster::target::Target;
 use crate::port_forward::words::{Address, Forward};
 use crate::tunnel::pool::{PACING, TUNNELS};
@@ -94,6 +95,48 @@ Examples:
   kshuttle port-forward web-0 5432 -n shop        Exactly this pod
   kshuttle port-forward --address 0.0.0.0 svc/web 8080:80    For other machines, too")]
     PortForward(PortForwardArgs),
+
+    /// Start a pod and print what lets OpenSSH's ssh use it, until Ctrl-C: `ssh -W`, `-L` and `-D`
+    #[command(after_help = "\
+Examples:
+  kshuttle ssh-config > ~/.ssh/kshuttle.conf &
+  ssh -F ~/.ssh/kshuttle.conf -N -L 8080:web.shop:80 kshuttle
+  ssh -F ~/.ssh/kshuttle.conf -N -D 1080 kshuttle")]
+    SshConfig(SshConfigArgs),
+
+    /// The byte stream to a pod's server on standard input and output; `ssh-config` names it as ProxyCommand
+    #[command(hide = true)]
+    SshProxy(SshProxyArgs),
+
+    /// List what sessions left in the namespace: pods of yours, programs that no pod runs; --yes removes it
+    Cleanup(CleanupArgs),
+}
+
+/// Flags of `kshuttle ssh-config`.
+#[derive(Debug, Args)]
+pub struct SshConfigArgs {
+    /// Name that ssh is to know the pod by
+    #[arg(long, value_name = "NAME", default_value = "kshuttle", value_parser = host_name)]
+    pub host: String,
+
+    /// The pod the traffic goes through.
+    #[command(flatten)]
+    pub pod: PodArgs,
+}
+
+/// Flags of `kshuttle ssh-proxy`.
+#[derive(Debug, Args)]
+pub struct SshProxyArgs {
+    /// Name of the pod
+    pub pod: String,
+}
+
+/// Flags of `kshuttle cleanup`.
+#[derive(Debug, Args)]
+pub struct CleanupArgs {
+    /// Remove what is listed
+    #[arg(long)]
+    pub yes: bool,
 }
 
 /// Flags of redirecting.
@@ -201,6 +244,18 @@ pub struct PodArgs {
     #[arg(long, value_name = "IMAGE", conflicts_with = "image")]
     pub carrier_image: Option<String>,
 
+    /// When the node pulls that image: Always, IfNotPresent or Never
+    #[arg(long, value_name = "WHEN")]
+    pub image_pull_policy: Option<PullPolicy>,
+
+    /// YAML or JSON merged into the pod (strategic merge): tolerations, node selector, pull secrets, labels, resources
+    #[arg(long, value_name = "FILE")]
+    pub pod_patch: Option<PathBuf>,
+
+    /// Longest wait for the pod to run, also for a node that has room for it; else 60s, and 4s for a node
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub pod_start: Option<Duration>,
+
     /// User id the pod runs as
     #[arg(long, value_name = "UID")]
     pub run_as_user: Option<i64>,
@@ -220,6 +275,13 @@ pub struct PodArgs {
     /// How much may be under way: `auto` measures the path, `fixed:BYTES` does not
     #[arg(long, value_name = "POLICY", default_value_t = PACING)]
     pub pacing: Policy,
+}
+
+/// One word that means nothing else to ssh: patterns and quotes do.
+fn host_name(text: &str) -> Result<String, &'static str> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || ['.', '-', '_'].contains(&c);
+    let usable = !text.is_empty() && !text.starts_with('-') && text.chars().all(plain);
+    if usable { Ok(text.to_owned()) } else { Err("not letters, digits, `.`, `-` and `_`") }
 }
 
 /// A number with `s`, `m` or `h`, as Go and kubectl write short times.
@@ -303,7 +365,7 @@ mod tests {
         let cli = Cli::parse_from(["kshuttle", "socks"].into_iter().chain(flags));
         let Some(Command::Socks(args)) = cli.command else { panic!() };
         assert_eq!(args.pod.pod_idle, Duration::from_secs(90));
-        for flag in ["--image=x", "--carrier-image=x", "--run-as-user=1", "--pod-idle=1s"] {
+        for flag in ["--image=x", "--carrier-image=x", "--run-as-user=1", "--pod-idle=1s", "--pod-patch=x"] {
             for line in [
                 ["kshuttle", "port-forward", "web", "80", flag],
                 ["kshuttle", flag, "port-forward", "web", "80"],
@@ -342,6 +404,9 @@ mod tests {
             &["sock"],
             &["-x", "office"],
             &["--pod-idle", "0s"],
+            &["--image-pull-policy", "Sometimes"],
+            &["ssh-config", "--host", "*"],
+            &["ssh-config", "--host", "-x"],
             &["--as-group", "devs"],
         ] {
             let line = std::iter::once("kshuttle").chain(arguments.iter().copied());

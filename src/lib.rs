@@ -28,5 +28,6 @@ pub mod privileged;
 pub mod privileges;
 pub mod proxy;
 pub mod report;
+pub mod session;
 pub mod shutdown;
 pub mod tunnel;

@@ -21,7 +21,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     // No thread exists yet: rights belong to threads.
     let helper = match cli.command {
         None => Some(start_helper()?),
-        Some(Command::Socks(_) | Command::PortForward(_)) => None,
+        Some(_) => None,
     };
     match privileges::drop_all()? {
         Became::RootWithoutCapabilities => Steps::default().say("running as root, without any capability"),
@@ -29,14 +29,20 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Became::Unchanged => {}
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         match (&cli.command, helper) {
             (Some(Command::Socks(args)), _) => app::socks(&cli.cluster, args).await,
             (Some(Command::PortForward(args)), _) => app::port_forward(&cli.cluster, args).await,
+            (Some(Command::SshConfig(args)), _) => app::ssh_config(&cli.cluster, args).await,
+            (Some(Command::SshProxy(args)), _) => app::ssh_proxy(&cli.cluster, args).await,
+            (Some(Command::Cleanup(args)), _) => app::cleanup(&cli.cluster, args).await,
             (None, Some(helper)) => app::redirect(&cli.cluster, &cli.redirect, helper).await,
             (None, None) => unreachable!("redirecting started the helper above"),
         }
-    })
+    });
+    // A thread may wait for standard input or a name for ever; nobody waits for it.
+    runtime.shutdown_background();
+    result
 }
 
 fn start_helper() -> anyhow::Result<Starting> {

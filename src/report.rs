@@ -1,5 +1,7 @@
 //! What people see: steps while starting, errors with their causes and a hint, exit codes. Nothing else prints.
 
+mod pod;
+
 use std::error::Error as StdError;
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
@@ -14,6 +16,7 @@ use crate::cluster::api_error::ApiError;
 use crate::cluster::client::ClusterError;
 use crate::cluster::delivery::DeliveryError;
 use crate::cluster::port_forward::PortForwardError;
+use crate::cluster::rights::RightsError;
 use crate::cluster::sshd_pod::PodError;
 use crate::cluster::target::TargetError;
 use crate::port_forward::ForwardingError;
@@ -70,7 +73,8 @@ impl Steps {
     /// What is being waited for. On a terminal the next line takes its place.
     pub fn waiting(&mut self, why: &str) {
         if std::io::stderr().is_terminal() {
-            print(format_args!("\r\x1b[K  …         {why}"));
+            // Without wrapping: a second row would not be taken away.
+            print(format_args!("\r\x1b[K\x1b[?7l  …         {why}\x1b[?7h"));
             self.waiting = true;
         } else {
             self.line(format_args!("  …         {why}"));
@@ -92,6 +96,12 @@ impl Steps {
     pub fn forwarding(&mut self, from: SocketAddr, port: u16) {
         // Nobody reads it: no reason to fail.
         let _ = writeln!(std::io::stdout().lock(), "Forwarding from {from} -> {port}");
+    }
+
+    /// One line of a list, on standard output.
+    pub fn listed(&mut self, text: impl Display) {
+        // Nobody reads it: no reason to fail.
+        let _ = writeln!(std::io::stdout().lock(), "{text}");
     }
 
     fn line(&mut self, text: std::fmt::Arguments<'_>) {
@@ -135,11 +145,17 @@ fn exit_code(cause: &(dyn StdError + 'static)) -> Option<u8> {
             _ => exit::NO_HELPER,
         });
     }
+    if cause.is::<RightsError>() {
+        return Some(exit::NOT_PERMITTED);
+    }
     if let Some(error) = cause.downcast_ref::<DeliveryError>() {
         return Some(if error.missing_right().is_some() { exit::NOT_PERMITTED } else { exit::POD });
     }
     if let Some(error) = cause.downcast_ref::<PodError>() {
         return Some(if error.missing_right().is_some() { exit::NOT_PERMITTED } else { exit::POD });
+    }
+    if cause.downcast_ref::<ApiError>().is_some_and(|error| error.missing_right().is_some()) {
+        return Some(exit::NOT_PERMITTED);
     }
     if let Some(error) = cause.downcast_ref::<Arc<TargetError>>() {
         return target_exit_code(error);
@@ -197,8 +213,11 @@ fn hint(cause: &(dyn StdError + 'static)) -> Option<String> {
     if cause.downcast_ref().is_some_and(PortForwardError::is_forbidden) {
         return Some(FORWARD_RIGHTS.into());
     }
-    if let Some(role) = cause.downcast_ref::<PodError>().and_then(PodError::role_yaml) {
-        return Some(format!("ask an administrator to apply this:\n\n{role}"));
+    if let Some(error) = cause.downcast_ref::<RightsError>() {
+        return Some(pod::role(&error.role_yaml()));
+    }
+    if let Some(hint) = cause.downcast_ref().and_then(pod::hint) {
+        return Some(hint);
     }
     if let Some(error) = cause.downcast_ref::<ExistingError>() {
         return Some(match error {

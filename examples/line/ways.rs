@@ -11,6 +11,7 @@ use futures::FutureExt as _;
 use kshuttle::tunnel::Connect as _;
 use kshuttle::tunnel::identity::{HostKey, Identity};
 use kshuttle::tunnel::pool::{DialError, Dialed, Pool, Route, Settings};
+use kshuttle::tunnel::ssh::USER;
 use kshuttle_test_support::net::{closed_port, server};
 use kshuttle_test_support::sshd::Sshd;
 use kshuttle_wire::pacing::Policy;
@@ -118,7 +119,9 @@ async fn pool(far: &Far, line: SocketAddr, pacing: Policy) -> anyhow::Result<Poo
             .boxed()
         }),
         identity: far.identity.clone(),
+        user: USER.to_owned(),
         host_key: HostKey::default(),
+        ours: true,
     }));
     pool.first_up(UP_LIMIT).await?;
     let all_up = async {

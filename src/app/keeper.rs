@@ -17,9 +17,13 @@ use crate::cluster::api_error::ApiError;
 use crate::cluster::client::Cluster;
 use crate::cluster::delivery::Payload;
 use crate::cluster::port_forward::{Dialer, PortForwardError, Transport};
+use crate::cluster::rights::{self, Right, RightsError};
+use crate::cluster::sshd_pod::left_over;
+use crate::cluster::sshd_pod::patch::PodPatch;
 use crate::cluster::sshd_pod::wait::StartFailure;
 use crate::cluster::sshd_pod::{self, PodError, PodOptions, Program, RunAs, SshdPod};
 use crate::report::{Steps, chain};
+use crate::session::{self, Session};
 use crate::tunnel::identity::{HostKey, Identity};
 use crate::tunnel::pool::{DialError, Dialed, Pool, Route, Settings};
 use crate::tunnel::ssh::USER;
@@ -47,6 +51,7 @@ pub(super) struct Keeper {
     args: PodArgs,
     identity: Identity,
     pool: Pool,
+    patch: Option<PodPatch>,
     pod: Option<SshdPod>,
 }
 
@@ -63,8 +68,27 @@ impl Keeper {
                 lifetime: args.tunnel_lifetime,
                 pacing: args.pacing,
             }),
+            // Before anything is started: the commonest mistake is in there.
+            patch: args.pod_patch.as_deref().map(PodPatch::read).transpose().map_err(PodError::from)?,
             pod: None,
         })
+    }
+
+    pub(super) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The pod's name, once there is one.
+    pub(super) fn pod_name(&self) -> Option<&str> {
+        self.pod.as_ref().map(SshdPod::name)
+    }
+
+    /// Waits until the pod has ended, without making another.
+    pub(super) async fn pod_ended(&self) -> anyhow::Error {
+        match &self.pod {
+            Some(pod) => start_failed(pod, pod.ended().await).context("the pod ended"),
+            None => std::future::pending().await,
+        }
     }
 
     pub(super) fn pool(&self) -> &Pool {
@@ -74,8 +98,29 @@ impl Keeper {
     /// Makes the pod and waits for the first tunnel to it. Connections to the pod before are reset at once.
     pub(super) async fn start(&mut self, steps: &mut Steps) -> anyhow::Result<()> {
         self.pool.lead(None);
-        self.make_pod(steps).await?;
-        let Self { pod: Some(pod), pool, .. } = self else { unreachable!("made above") };
+        let started = match self.make_pod(steps).await {
+            Ok(()) => self.lead(steps).await,
+            Err(error) => Err(error),
+        };
+        match started {
+            Err(error) if lacks_right(&error) => Err(self.all_that_lacks(error).await),
+            started => started,
+        }
+    }
+
+    /// What was refused is rarely all that is missing.
+    async fn all_that_lacks(&self, error: anyhow::Error) -> anyhow::Error {
+        match rights::review(&self.cluster, self.args.image.is_none()).await {
+            Ok(review) if !review.missing.is_empty() => {
+                RightsError::new(self.cluster.namespace(), review, Some(error.into())).into()
+            }
+            _ => error,
+        }
+    }
+
+    /// Leads the tunnels to the pod and waits for the first.
+    async fn lead(&mut self, steps: &mut Steps) -> anyhow::Result<()> {
+        let Self { pod: Some(pod), pool, .. } = self else { unreachable!("there is a pod") };
         let host_key = HostKey::default();
         pool.lead(Some(route(&self.dialer, pod, &self.identity, &host_key)));
         let way = tokio::select! {
@@ -150,8 +195,12 @@ impl Keeper {
             run_as: self.args.run_as_user.map_or(RunAs::Default, RunAs::Uid),
             authorized_key: self.identity.authorized_key().context("write down this session's key")?,
             idle: self.args.pod_idle,
-            session: session_name(),
-            start_time_max: sshd_pod::START_TIME_MAX,
+            session: Session::current().map_or_else(session_name, |session| session.to_string()),
+            start_time_max: self.args.pod_start.unwrap_or(sshd_pod::START_TIME_MAX),
+            // Who names a time may be waiting for a node that is yet to be made.
+            node_time_max: self.args.pod_start.unwrap_or(sshd_pod::NODE_TIME_MAX),
+            pull_policy: self.args.image_pull_policy,
+            patch: self.patch.clone(),
             owner: owner.clone(),
         };
         if let Some(before) = self.pod.take() {
@@ -160,12 +209,22 @@ impl Keeper {
                 tracing::info!(error = chain(&error), "the pod before stays");
             }
         }
-        sshd_pod::reap_finished(&self.cluster, &owner).await;
+        left_over::reap(&self.cluster, &owner, session::is_dead).await;
         let pod = sshd_pod::create(&self.cluster, &options, |text| steps.waiting(text)).await?;
         // Known before it runs: a stop meanwhile deletes it.
         let pod = self.pod.insert(pod);
-        pod.wait_running(|text| steps.waiting(text)).await?;
+        let (running, may_delete) = tokio::join!(
+            pod.wait_running(|text| steps.waiting(text)),
+            rights::may(&self.cluster, Right { resource: "pods", verb: "delete" })
+        );
+        running?;
         steps.done("pod", format_args!("{} is running", pod.name()));
+        if matches!(may_delete, Ok(false)) {
+            steps.say(format_args!(
+                "warning: deleting pods is not permitted here: this one ends by itself {} s after the session",
+                self.args.pod_idle.as_secs()
+            ));
+        }
         Ok(())
     }
 }
@@ -195,6 +254,13 @@ fn route(dialer: &Dialer, pod: &SshdPod, identity: &Identity, host_key: &HostKey
     }
 }
 
+fn lacks_right(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref().is_some_and(|error: &PodError| error.missing_right().is_some())
+            || cause.downcast_ref().is_some_and(PortForwardError::is_forbidden)
+    })
+}
+
 /// Whether the same may succeed later without anybody acting: the API server is not there now.
 fn passes(error: &anyhow::Error) -> bool {
     let api = error.chain().find_map(|cause| cause.downcast_ref::<PodError>()).and_then(PodError::api_error);
@@ -216,5 +282,5 @@ fn passes(error: &anyhow::Error) -> bool {
 }
 
 fn start_failed(pod: &SshdPod, source: StartFailure) -> anyhow::Error {
-    PodError::Start { pod: pod.name().to_owned(), source }.into()
+    PodError::Start { pod: pod.name().to_owned(), namespace: pod.namespace().to_owned(), source }.into()
 }

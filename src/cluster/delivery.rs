@@ -150,6 +150,21 @@ impl Payload {
         Ok(Self { server, loader, architecture })
     }
 
+    /// `kubernetes.io/arch` of the nodes that can run it.
+    pub fn architecture(&self) -> &'static str {
+        self.architecture
+    }
+
+    /// What a pod will need, known before anything is brought.
+    pub(super) fn delivered(&self) -> Delivered {
+        let objects = self.objects();
+        Delivered {
+            config_maps: objects.iter().map(|object| (name_of(object).to_owned(), key_of(object))).collect(),
+            sha256: hash(&self.server),
+            architecture: self.architecture,
+        }
+    }
+
     /// The ConfigMaps, the loader's first.
     fn objects(&self) -> Vec<ConfigMap> {
         let mut objects = vec![object(
@@ -195,11 +210,7 @@ pub async fn deliver(
         }
     }
     verify_loader(&api, &objects[0], cluster.namespace()).await?;
-    Ok(Delivered {
-        config_maps: objects.iter().map(|object| (name_of(object).to_owned(), key_of(object))).collect(),
-        sha256: hash(&payload.server),
-        architecture: payload.architecture,
-    })
+    Ok(payload.delivered())
 }
 
 /// Asks for the metadata only: the parts are large. One without our annotation counts as there, too, since it

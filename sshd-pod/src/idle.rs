@@ -29,6 +29,11 @@ impl Presence {
         Present { sessions: self.sessions.clone() }
     }
 
+    /// Sessions that are logged in.
+    pub fn count(&self) -> usize {
+        *self.sessions.borrow()
+    }
+
     /// Returns once nobody has been logged in for `limit` without a break. Connections that do not log in do not
     /// count: nobody keeps the pod alive without the key.
     pub async fn abandoned(&self, limit: Duration) {

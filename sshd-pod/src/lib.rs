@@ -6,6 +6,10 @@
 //! when nobody is logged in for a while.
 
 pub mod direct;
+pub mod door;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod idle;
+pub mod login;
 pub mod server;
 pub mod settings;

@@ -11,10 +11,14 @@ use tracing_subscriber::EnvFilter;
 /// Two are enough for encryption and copying to overlap; a node gives a pod little CPU.
 const WORKER_THREADS: usize = 2;
 
+/// Room for the flows of ten full sessions; with more, memory ends first.
+const DESCRIPTORS: u64 = 20_000;
+
 fn main() -> ExitCode {
     let filter =
         EnvFilter::try_from_env("KSHUTTLE_LOG").unwrap_or_else(|_| EnvFilter::new("info,russh=warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
+    raise_descriptor_limit();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(WORKER_THREADS).enable_all().build();
     let result = match runtime {
@@ -27,6 +31,16 @@ fn main() -> ExitCode {
             tracing::error!("{}", chain(&*error));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Every flow is a descriptor, and runtimes start containers with as few as 1,024 for old programs' sake.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard.min(DESCRIPTORS), hard));
+    if let Err(error) = raised {
+        tracing::debug!(%error, "the limit of descriptors stays");
     }
 }
 

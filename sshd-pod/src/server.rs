@@ -1,7 +1,8 @@
 //! Accepts connections on the pod's loopback and serves SSH to the one key.
 //!
 //! A connection's first byte says what it is: plain SSH, or one of the connections that carry a link
-//! ([`kshuttle_wire::link`]), in which SSH runs and survives them.
+//! ([`kshuttle_wire::link`]), in which SSH runs and survives them. Until it has logged in, or is attached to a link, it is
+//! a visitor ([`crate::door`]), and not for longer than [`LOGIN_TIME`]. What a client may do is in [`crate::login`].
 
 use std::borrow::Cow;
 use std::io;
@@ -12,27 +13,20 @@ use std::time::Duration;
 use kshuttle_wire::link::server::Links;
 use kshuttle_wire::link::{Limits, LinkStream, hello};
 use kshuttle_wire::pacing::{Pacer, Policy};
-use kshuttle_wire::{flow, ssh, write_queue};
+use kshuttle_wire::{ssh, write_queue};
 use russh::keys::{Algorithm, PrivateKey, PublicKey};
-use russh::server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
-use russh::{Channel, ChannelId, MethodKind, MethodSet, SshId};
+use russh::{MethodKind, MethodSet, SshId};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
 
-use crate::direct;
-use crate::idle::{Presence, Present};
+use crate::door::{Door, Entrance, Visitor};
+use crate::idle::Presence;
+use crate::login::Login;
 use crate::settings::Settings;
 
-/// Connections at once, logged in or not. A client keeps a few; the rest is room for one that comes back while its
-/// dead sessions are not yet noticed.
-const MAX_CONNECTIONS: usize = 64;
-
-/// Channels a session may hold open: with their windows they bound its memory.
-const MAX_CHANNELS: usize = 1_000;
-
-/// Time to log in. A port-forward over a slow line needs three round trips and a key exchange.
-const LOGIN_TIMEOUT: Duration = Duration::from_secs(20);
+/// Time to log in, from the connection on. A port-forward over a slow line needs six round trips.
+pub const LOGIN_TIME: Duration = Duration::from_secs(10);
 
 /// Time for a connection's first byte. Both ends of SSH speak unasked (RFC 4253 §4.2), but a client may wait for the
 /// server's identification: then it gets it after this. A link's greeting comes one round trip after the connection.
@@ -56,6 +50,7 @@ struct Service {
     links: Links,
     authorized_key: PublicKey,
     presence: Presence,
+    door: Door,
 }
 
 /// The server could not be started.
@@ -88,6 +83,7 @@ impl Server {
             links: Links::new(limits(settings.idle)),
             authorized_key: settings.authorized_key,
             presence: Presence::default(),
+            door: Door::default(),
         };
         let port = settings.port;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))
@@ -111,19 +107,13 @@ impl Server {
 
     /// Serves until nobody has been logged in for the idle time.
     pub async fn run(self) {
-        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let serve = async {
             loop {
-                // A waiting client gets its turn when another leaves, rather than a refusal.
-                let Ok(place) = room.clone().acquire_owned().await else { return };
                 match self.listener.accept().await {
                     Ok((socket, _)) => {
                         let _ = socket.set_nodelay(true); // an optimisation
                         let service = self.service.clone();
-                        tokio::spawn(async move {
-                            service.serve(socket).await;
-                            drop(place);
-                        });
+                        tokio::spawn(service.serve(socket));
                     }
                     Err(error) => {
                         tracing::warn!(%error, "accept a connection");
@@ -141,25 +131,54 @@ impl Server {
 
 impl Service {
     async fn serve(self, socket: TcpStream) {
+        let deadline = Instant::now() + LOGIN_TIME;
+        let visitor = Arc::new(self.door.enter());
         let mut first = [0];
-        let seen = tokio::time::timeout(FIRST_BYTE_TIME, socket.peek(&mut first)).await;
+        let seen = tokio::select! {
+            seen = tokio::time::timeout(FIRST_BYTE_TIME, socket.peek(&mut first)) => seen,
+            () = visitor.turned_away() => return,
+        };
         match seen {
             Ok(Ok(1)) if first[0] == hello::MAGIC[0] => {
-                let links = self.links.clone();
-                match links.serve(socket, |stream| self.start_link(stream)).await {
-                    Ok(why) => tracing::debug!(%why, "connection of a link ended"),
-                    Err(error) => tracing::debug!(%error, "connection not attached to a link"),
-                }
+                self.serve_connection(socket, visitor, deadline).await
             }
             Ok(Err(error)) => tracing::debug!(%error, "connection ended at once"),
-            _ => serve_stream(self.plain, socket, self.authorized_key, self.presence).await,
+            Ok(Ok(0)) => tracing::debug!("connection ended at once"),
+            Ok(Ok(_)) | Err(_) => {
+                let stream = write_queue::decouple(Entrance::new(socket, visitor.clone()));
+                let login = Login::new(self.authorized_key, self.presence, visitor.clone(), None);
+                serve_ssh(self.plain, stream, login, visitor, deadline).await;
+            }
+        }
+    }
+
+    /// One of a link's connections. It is a visitor until the first answer to it: then its greeting was understood.
+    async fn serve_connection(self, socket: TcpStream, visitor: Arc<Visitor>, deadline: Instant) {
+        let links = self.links.clone();
+        let connection = Entrance::until_answered(socket, visitor.clone());
+        let served = links.serve(connection, |stream| self.start_link(stream, deadline));
+        match within(served, visitor, deadline).await {
+            Ok(why) => tracing::debug!(%why, "connection of a link ended"),
+            Err(error) => tracing::debug!(%error, "connection not attached to a link"),
         }
     }
 
     /// SSH over a new link; it outlives the connection that brought it.
-    fn start_link(self, stream: LinkStream) {
-        tokio::spawn(serve_link(self.over_link, stream, self.authorized_key, self.presence));
+    fn start_link(self, stream: LinkStream, deadline: Instant) {
+        let visitor = Arc::new(self.door.enter());
+        let parts = (self.over_link, self.authorized_key, self.presence);
+        tokio::spawn(serve_new_link(parts, stream, visitor, deadline));
     }
+}
+
+/// Runs to the end; when the deadline comes first, the visitor is turned away and it ends by that.
+async fn within<T>(served: impl Future<Output = T>, visitor: Arc<Visitor>, deadline: Instant) -> T {
+    let mut served = std::pin::pin!(served);
+    tokio::select! {
+        end = &mut served => return end,
+        () = tokio::time::sleep_until(deadline) => visitor.turn_away("nobody logged in in time"),
+    }
+    served.await
 }
 
 /// A link without a connection counts as a client, but no longer than a pod without a client is wanted at all.
@@ -204,18 +223,6 @@ pub fn config_over_link(host_key: PrivateKey) -> russh::server::Config {
     russh::server::Config { keepalive_interval: None, window_size: ssh::LINK_WINDOW, ..config(host_key) }
 }
 
-/// Serves one connection with plain SSH to its end.
-pub async fn serve_stream<S>(
-    config: Arc<russh::server::Config>,
-    stream: S,
-    authorized_key: PublicKey,
-    presence: Presence,
-) where
-    S: AsyncRead + AsyncWrite + Send + 'static,
-{
-    serve_ssh(config, write_queue::decouple(stream), authorized_key, presence, None).await;
-}
-
 /// Serves one link to its end.
 pub async fn serve_link(
     config: Arc<russh::server::Config>,
@@ -223,204 +230,35 @@ pub async fn serve_link(
     authorized_key: PublicKey,
     presence: Presence,
 ) {
-    let pacer = Pacer::new(Policy::Auto);
-    stream.observe(pacer.clone());
-    serve_ssh(config, stream, authorized_key, presence, Some(pacer)).await;
+    let visitor = Arc::new(Door::default().enter());
+    serve_new_link((config, authorized_key, presence), stream, visitor, Instant::now() + LOGIN_TIME).await;
 }
 
-/// `stream` must take writes without waiting, see [`write_queue`].
+async fn serve_new_link(
+    (config, authorized_key, presence): (Arc<russh::server::Config>, PublicKey, Presence),
+    stream: LinkStream,
+    visitor: Arc<Visitor>,
+    deadline: Instant,
+) {
+    let pacer = Pacer::new(Policy::Auto);
+    stream.observe(pacer.clone());
+    let login = Login::new(authorized_key, presence, visitor.clone(), Some(pacer));
+    serve_ssh(config, Entrance::new(stream, visitor.clone()), login, visitor, deadline).await;
+}
+
+/// `stream` must take writes without waiting, see [`write_queue`], and end when the visitor is turned away: russh runs a
+/// session in a task of its own, which dropping a future does not end.
 async fn serve_ssh<S>(
     config: Arc<russh::server::Config>,
     stream: S,
-    authorized_key: PublicKey,
-    presence: Presence,
-    pacer: Option<Arc<Pacer>>,
+    login: Login,
+    visitor: Arc<Visitor>,
+    deadline: Instant,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let logged_in = Arc::new(Notify::new());
-    let handler = Login {
-        authorized_key,
-        presence,
-        logged_in: logged_in.clone(),
-        present: None,
-        channels: vec![],
-        room: Arc::new(Semaphore::new(MAX_CHANNELS)),
-        pacer,
-    };
-    let too_late = async {
-        tokio::select! {
-            () = logged_in.notified() => std::future::pending().await,
-            () = tokio::time::sleep(LOGIN_TIMEOUT) => {}
-        }
-    };
-    let session = async { russh::server::run_stream(config, stream, handler).await?.await };
-    tokio::select! {
-        result = session => if let Err(error) = result {
-            tracing::debug!(%error, "session ended");
-        },
-        () = too_late => tracing::debug!("nobody logged in in time"),
+    let session = async { russh::server::run_stream(config, stream, login).await?.await };
+    if let Err(error) = within(session, visitor, deadline).await {
+        tracing::debug!(%error, "session ended");
     }
 }
-
-/// One client's rights: with the right key flows and direct-tcpip, otherwise nothing.
-struct Login {
-    authorized_key: PublicKey,
-    presence: Presence,
-    logged_in: Arc<Notify>,
-    present: Option<Present>,
-    /// Session channels that no subsystem was asked for yet.
-    channels: Vec<Channel<Msg>>,
-    room: Arc<Semaphore>,
-    /// Of the link, if there is one.
-    pacer: Option<Arc<Pacer>>,
-}
-
-impl Login {
-    fn knows(&self, key: &PublicKey) -> bool {
-        key.key_data() == self.authorized_key.key_data() // the comment does not matter
-    }
-}
-
-impl Handler for Login {
-    type Error = russh::Error;
-
-    async fn auth_publickey_offered(
-        &mut self,
-        _: &str,
-        offer: PublicKeyOffer<'_>,
-    ) -> Result<Auth, Self::Error> {
-        Ok(if self.knows(offer.public_key) { Auth::Accept } else { Auth::reject() })
-    }
-
-    async fn auth_publickey(&mut self, _: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, Self::Error> {
-        Ok(if self.knows(key.public_key) { Auth::Accept } else { Auth::reject() })
-    }
-
-    async fn auth_succeeded(&mut self, _: &mut Session) -> Result<(), Self::Error> {
-        self.present = Some(self.presence.enter());
-        self.logged_in.notify_one();
-        Ok(())
-    }
-
-    async fn channel_open_direct_tcpip(
-        &mut self,
-        channel: Channel<Msg>,
-        host: &str,
-        port: u32,
-        _: &str,
-        _: u32,
-        reply: ChannelOpenHandle,
-        _: &mut Session,
-    ) -> Result<(), Self::Error> {
-        // Dropping `reply` refuses the channel.
-        if let Ok(place) = self.room.clone().try_acquire_owned() {
-            let host = host.to_owned();
-            tokio::spawn(async move {
-                direct::serve(channel, reply, host, port).await;
-                drop(place);
-            });
-        }
-        Ok(())
-    }
-
-    async fn channel_open_session(
-        &mut self,
-        channel: Channel<Msg>,
-        reply: ChannelOpenHandle,
-        _: &mut Session,
-    ) -> Result<(), Self::Error> {
-        if self.channels.len() < MAX_WAITING_CHANNELS {
-            reply.accept().await;
-            self.channels.push(channel);
-        }
-        Ok(())
-    }
-
-    async fn subsystem_request(
-        &mut self,
-        id: ChannelId,
-        name: &str,
-        session: &mut Session,
-    ) -> Result<(), Self::Error> {
-        let place = self.channels.iter().position(|channel| channel.id() == id);
-        match place {
-            Some(place) if name == ssh::FLOWS_SUBSYSTEM => {
-                let channel = self.channels.swap_remove(place);
-                session.channel_success(id)?;
-                let pacer = self.pacer.clone();
-                tokio::spawn(async move {
-                    if let Err(error) = flow::server::serve_paced(channel.into_stream(), pacer).await {
-                        tracing::debug!(%error, "flows ended");
-                    }
-                });
-                Ok(())
-            }
-            _ => session.channel_failure(id),
-        }
-    }
-
-    async fn env_request(
-        &mut self,
-        channel: ChannelId,
-        name: &str,
-        value: &str,
-        session: &mut Session,
-    ) -> Result<(), Self::Error> {
-        match (&self.pacer, value.parse()) {
-            (Some(pacer), Ok(policy)) if name == ssh::PACING_VARIABLE => {
-                pacer.set_policy(policy);
-                session.channel_success(channel)
-            }
-            _ => session.channel_failure(channel),
-        }
-    }
-
-    // What a shell server would do: refused aloud, since the default is silence and a client that waits.
-
-    async fn pty_request(
-        &mut self,
-        channel: ChannelId,
-        _: &str,
-        _: u32,
-        _: u32,
-        _: u32,
-        _: u32,
-        _: &[(russh::Pty, u32)],
-        session: &mut Session,
-    ) -> Result<(), Self::Error> {
-        session.channel_failure(channel)
-    }
-
-    async fn shell_request(&mut self, channel: ChannelId, session: &mut Session) -> Result<(), Self::Error> {
-        session.channel_failure(channel)
-    }
-
-    async fn exec_request(
-        &mut self,
-        channel: ChannelId,
-        _: &[u8],
-        session: &mut Session,
-    ) -> Result<(), Self::Error> {
-        session.channel_failure(channel)
-    }
-
-    async fn x11_request(
-        &mut self,
-        channel: ChannelId,
-        _: bool,
-        _: &str,
-        _: &str,
-        _: u32,
-        session: &mut Session,
-    ) -> Result<(), Self::Error> {
-        session.channel_failure(channel)
-    }
-
-    async fn agent_request(&mut self, _: ChannelId, _: &mut Session) -> Result<bool, Self::Error> {
-        Ok(false)
-    }
-}
-
-/// Session channels that may wait for their subsystem request; a client asks for it at once.
-const MAX_WAITING_CHANNELS: usize = 8;

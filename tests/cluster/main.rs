@@ -6,11 +6,13 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "all of this is a test")]
 
+mod admission;
 mod carry;
 mod end;
 mod existing;
 mod faults;
 mod forward;
+mod life;
 mod place;
 mod pod;
 mod reach;
@@ -18,6 +20,7 @@ mod rights;
 mod runtime;
 mod scene;
 mod socks;
+mod ssh;
 mod streams;
 mod survive;
 mod ways;
@@ -116,6 +119,29 @@ const BOX: &[Test] = tests! {
         the_restricted_namespace_takes_it_from_a_limited_user,
         an_image_serves_as_well,
         missing_rights_are_named_with_the_role_to_ask_for;
+    admission:
+        a_patch_reaches_the_pod,
+        a_policy_is_quoted_before_anything_is_made,
+        a_full_quota_is_quoted_before_anything_is_made,
+        a_quota_that_wants_limits_gets_them_by_the_patch_in_the_hint,
+        a_limit_range_is_quoted_and_met_by_the_patch_in_the_hint,
+        an_image_that_is_not_there_is_told_in_the_kubelets_words,
+        an_image_of_another_architecture_is_told,
+        nodes_of_another_architecture_only_are_told,
+        a_volume_that_is_not_there_is_told_while_waiting,
+        preemption_is_told_and_ends_it_when_there_is_no_room_left,
+        each_right_that_is_missing_is_told_or_done_without,
+        a_program_that_is_there_needs_no_right_to_bring_it;
+    life:
+        killed_sessions_leave_no_pod_and_others_keep_theirs,
+        cleanup_lists_and_then_removes,
+        an_evicted_pod_is_replaced,
+        a_drained_cluster_is_a_clear_end,
+        a_deleted_namespace_is_a_clear_end;
+    ssh:
+        openssh_forwards_through_the_pod,
+        openssh_gets_nothing_else_and_the_key_goes_with_the_session,
+        the_pods_port_is_not_on_the_pod_network;
     pod:
         the_role_is_enough_in_a_restricted_namespace_for_any_user_id,
         refusals_name_what_is_missing,

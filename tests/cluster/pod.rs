@@ -8,9 +8,10 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kshuttle::cluster::api_error::ApiError;
 use kshuttle::cluster::client::{Cluster, Options, connect};
 use kshuttle::cluster::delivery::{Payload, deliver};
+use kshuttle::cluster::sshd_pod::left_over::reap;
 use kshuttle::cluster::sshd_pod::wait::StartFailure;
 use kshuttle::cluster::sshd_pod::{
-    PodError, PodOptions, Program, RunAs, START_TIME_MAX, SshdPod, create, reap_finished,
+    NODE_TIME_MAX, PodError, PodOptions, Program, RunAs, START_TIME_MAX, SshdPod, create,
 };
 use kshuttle::cluster::subnets::discover;
 use kube::Api;
@@ -52,6 +53,9 @@ fn options(program: Program, run_as: RunAs) -> PodOptions {
         owner: format!("test@{}", std::process::id()),
         session: "test".to_owned(),
         start_time_max: START_TIME_MAX,
+        node_time_max: NODE_TIME_MAX,
+        pull_policy: None,
+        patch: None,
     }
 }
 
@@ -230,8 +234,8 @@ pub(crate) fn an_idle_server_ends_and_the_next_session_removes_its_pod() {
             .await
             .expect("it stays")
             .unwrap();
-        assert_eq!(reap_finished(&cluster, "somebody@else").await, 0);
-        assert_eq!(reap_finished(&cluster, &brief.owner).await, 1);
+        assert_eq!(reap(&cluster, "somebody@else", |_| true).await, 0);
+        assert_eq!(reap(&cluster, &brief.owner, |_| false).await, 1);
         is_gone(&cluster, &pod).await;
     });
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kshuttle::cluster::client::{Cluster, Options, connect};
 use kshuttle::cluster::port_forward::{
@@ -173,4 +174,50 @@ pub(crate) fn apply(manifest: &serde_json::Value) {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), manifest.to_string()).unwrap();
     kubectl(&["apply", "-f", &file.path().to_string_lossy()]);
+}
+
+/// A namespace for one test. Deleted when dropped, without waiting for it.
+pub(crate) struct Namespace {
+    pub(crate) name: String,
+}
+
+impl Namespace {
+    /// Makes it, with these labels.
+    pub(crate) fn with_labels(name: &str, labels: &serde_json::Value) -> Self {
+        // One that is being deleted keeps its name for a while.
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("{name}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        apply(&serde_json::json!({
+            "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels},
+        }));
+        Self { name }
+    }
+
+    /// Makes it with nothing special about it.
+    pub(crate) fn new(name: &str) -> Self {
+        Self::with_labels(name, &serde_json::json!({}))
+    }
+
+    /// Puts an object of the core API into it.
+    pub(crate) fn put(&self, kind: &str, name: &str, spec: &serde_json::Value) {
+        apply(&serde_json::json!({
+            "apiVersion": "v1", "kind": kind, "metadata": {"name": name, "namespace": self.name}, "spec": spec,
+        }));
+    }
+
+    /// `kubectl -n` this one.
+    pub(crate) fn kubectl(&self, arguments: &[&str]) -> String {
+        kubectl(&[&["-n", &self.name], arguments].concat())
+    }
+
+    /// Names of what is of kshuttle in it.
+    pub(crate) fn ours(&self, kind: &str) -> String {
+        self.kubectl(&["get", kind, "-l", "app.kubernetes.io/name=kshuttle", "-o", "name"])
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Command::new("kubectl").args(["delete", "namespace", &self.name, "--wait=false"]).output();
+    }
 }

@@ -51,7 +51,7 @@ async fn ssh_w_carries_a_connection() {
     let target = server(echo).await;
     let mut ssh = scene
         .ssh("right")
-        .args(["-W", &target.to_string(), "u@127.0.0.1"])
+        .args(["-W", &target.to_string(), "kshuttle@127.0.0.1"])
         .stdin(Stdio::piped())
         .spawn()
         .expect("OpenSSH's client is needed: apt-get install openssh-client");
@@ -64,8 +64,9 @@ async fn ssh_w_carries_a_connection() {
 async fn a_refused_target_is_told() {
     let scene = scene().await;
     let closed = closed_port().await;
-    let output =
-        within(scene.ssh("right").args(["-W", &closed.to_string(), "u@127.0.0.1"]).output()).await.unwrap();
+    let output = within(scene.ssh("right").args(["-W", &closed.to_string(), "kshuttle@127.0.0.1"]).output())
+        .await
+        .unwrap();
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("connect failed"), "{output:?}");
 }
@@ -74,9 +75,9 @@ async fn a_refused_target_is_told() {
 async fn commands_shells_and_other_keys_are_refused() {
     let scene = scene().await;
     for (key, command) in [
-        ("right", &["u@127.0.0.1", "id"][..]),
-        ("right", &["u@127.0.0.1"]),
-        ("wrong", &["u@127.0.0.1", "id"]),
+        ("right", &["kshuttle@127.0.0.1", "id"][..]),
+        ("right", &["kshuttle@127.0.0.1"]),
+        ("wrong", &["kshuttle@127.0.0.1", "id"]),
     ] {
         let output = within(scene.ssh(key).args(command).output()).await.unwrap();
         assert!(!output.status.success(), "{key} {command:?}: {output:?}");

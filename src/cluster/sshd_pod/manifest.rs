@@ -12,7 +12,8 @@ use kube::api::ObjectMeta;
 
 use super::super::delivery::{Delivered, LOADER_KEY};
 use super::image::Carrier;
-use super::{LISTEN_PORT, OWNER_ANNOTATION, PodOptions};
+use super::patch::PatchError;
+use super::{LISTEN_PORT, OWNER_ANNOTATION, PodOptions, PullPolicy, SESSION_ANNOTATION};
 
 /// The container's name.
 pub(super) const CONTAINER: &str = "sshd";
@@ -40,8 +41,16 @@ pub(super) enum Source<'a> {
     Image(&'a str),
 }
 
-/// The pod to create. `uid` none leaves user and group to the cluster.
-pub(super) fn pod(options: &PodOptions, source: Source<'_>, uid: Option<i64>) -> Pod {
+/// The pod to create, with the user's patch. `uid` none leaves user and group to the cluster.
+///
+/// # Errors
+/// When the patch makes no pod of it that could be used.
+pub(super) fn pod(options: &PodOptions, source: Source<'_>, uid: Option<i64>) -> Result<Pod, PatchError> {
+    let pod = unpatched(options, source, uid);
+    options.patch.as_ref().map_or_else(|| Ok(pod.clone()), |patch| patch.apply(&pod))
+}
+
+fn unpatched(options: &PodOptions, source: Source<'_>, uid: Option<i64>) -> Pod {
     let (volumes, affinity, architecture) = match source {
         Source::Delivered(delivered, carrier) => {
             (Some(vec![volume(delivered)]), affinity(&carrier.nodes), Some(delivered.architecture))
@@ -58,7 +67,7 @@ pub(super) fn pod(options: &PodOptions, source: Source<'_>, uid: Option<i64>) ->
             labels: Some(labels()),
             annotations: Some(strings([
                 (OWNER_ANNOTATION, &options.owner),
-                ("kshuttle.dev/session", &options.session),
+                (SESSION_ANNOTATION, &options.session),
             ])),
             ..ObjectMeta::default()
         },
@@ -108,17 +117,23 @@ fn container(options: &PodOptions, source: Source<'_>) -> Container {
                 read_only: Some(true),
                 ..VolumeMount::default()
             };
-            let pull = if carrier.present { "Never" } else { "IfNotPresent" };
-            (carrier.image.as_str(), pull, Some(command.map(str::to_owned).to_vec()), Some(vec![mount]))
+            let pull = if carrier.present { PullPolicy::Never } else { PullPolicy::IfNotPresent };
+            (
+                carrier.image.as_str(),
+                options.pull_policy.unwrap_or(pull),
+                Some(command.map(str::to_owned).to_vec()),
+                Some(vec![mount]),
+            )
         }
-        Source::Image(image) => (image, "IfNotPresent", None, None),
+        // Also for `latest`: what the first node of a session ran, the next one runs, too, if it can.
+        Source::Image(image) => (image, options.pull_policy.unwrap_or(PullPolicy::IfNotPresent), None, None),
     };
     let variable =
         |name: &str, value: String| EnvVar { name: name.to_owned(), value: Some(value), ..EnvVar::default() };
     Container {
         name: CONTAINER.to_owned(),
         image: Some(image.to_owned()),
-        image_pull_policy: Some(pull.to_owned()),
+        image_pull_policy: Some(pull.to_string()),
         command,
         env: Some(vec![
             variable("KSHUTTLE_AUTHORIZED_KEY", options.authorized_key.clone()),
@@ -197,7 +212,7 @@ fn quantities<const N: usize>(pairs: [(&str, &str); N]) -> BTreeMap<String, Quan
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Duration;
 
     use super::super::{Program, RunAs};
@@ -213,6 +228,9 @@ mod tests {
             owner: "ada@laptop".to_owned(),
             session: "1b2c".to_owned(),
             start_time_max: Duration::from_secs(60),
+            node_time_max: Duration::from_secs(4),
+            pull_policy: None,
+            patch: None,
         }
     }
 
@@ -237,25 +255,33 @@ mod tests {
         }
     }
 
+    /// The pod of `fixtures/api/pod-delivered.json`.
+    pub(in super::super) fn example() -> Pod {
+        pod(&options(), Source::Delivered(&delivered(), &carrier(&[])), Some(65532)).unwrap()
+    }
+
     #[test]
     fn delivered_by_config_maps() {
         golden(
             "pod-delivered.json",
-            &pod(&options(), Source::Delivered(&delivered(), &carrier(&[])), Some(65532)),
+            &pod(&options(), Source::Delivered(&delivered(), &carrier(&[])), Some(65532)).unwrap(),
         );
     }
 
     #[test]
     fn delivered_to_certain_nodes_with_a_user_of_the_clusters_choice() {
         let source = (delivered(), carrier(&["n1", "n2"]));
-        golden("pod-two-nodes.json", &pod(&options(), Source::Delivered(&source.0, &source.1), None));
+        golden(
+            "pod-two-nodes.json",
+            &pod(&options(), Source::Delivered(&source.0, &source.1), None).unwrap(),
+        );
     }
 
     #[test]
     fn an_image_of_its_own() {
         golden(
             "pod-image.json",
-            &pod(&options(), Source::Image("example.org/kshuttle-sshd:1"), Some(1_000_680_000)),
+            &pod(&options(), Source::Image("example.org/kshuttle-sshd:1"), Some(1_000_680_000)).unwrap(),
         );
     }
 }

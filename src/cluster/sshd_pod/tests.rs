@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::super::delivery::Payload;
 use super::super::fake_api::{Answer, FakeApi};
 use super::wait::{StartFailure, State, judge};
 use super::*;
@@ -17,6 +18,9 @@ fn options(program: Program) -> PodOptions {
         owner: "ada@laptop".to_owned(),
         session: "1b2c".to_owned(),
         start_time_max: START_TIME_MAX,
+        node_time_max: NODE_TIME_MAX,
+        pull_policy: None,
+        patch: None,
     }
 }
 
@@ -56,12 +60,19 @@ fn running() -> Value {
     status
 }
 
+/// What the API server would do.
+const REHEARSAL: &str = "POST /api/v1/namespaces/dev/pods?&dryRun=All";
+
+fn rehearsed() -> Answer {
+    Answer::ok(REHEARSAL, pod(json!({})))
+}
+
 fn created() -> Answer {
-    Answer::ok("POST", pod(json!({})))
+    Answer::ok("POST /api/v1/namespaces/dev/pods?", pod(json!({})))
 }
 
 async fn start(script: Vec<Answer>) -> (FakeApi, SshdPod) {
-    let api = FakeApi::start([created()].into_iter().chain(script)).await;
+    let api = FakeApi::start([rehearsed(), created()].into_iter().chain(script)).await;
     let pod = create(&api.cluster, &image(), |_| {}).await.unwrap();
     (api, pod)
 }
@@ -110,6 +121,27 @@ fn an_ended_program_is_explained_by_its_words_or_its_status() {
 }
 
 #[test]
+fn who_deleted_it_is_told() {
+    let mut deleted = pod(json!({"phase": "Running", "conditions": [{
+        "type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
+        "message": "Eviction API: evicting"}]}));
+    deleted["metadata"]["deletionTimestamp"] = "2026-11-21T15:00:00Z".into();
+    let State::Failed(failure) = judge(&serde_json::from_value(deleted.clone()).unwrap()) else { panic!() };
+    assert_eq!(failure.to_string(), "it was given up (EvictionByEvictionAPI): Eviction API: evicting");
+    deleted["status"]["conditions"][0]["status"] = "False".into();
+    let deleted = judge(&serde_json::from_value(deleted).unwrap());
+    assert_eq!(deleted, State::Failed(StartFailure::Deleted));
+}
+
+#[test]
+fn preemption_is_hope() {
+    let mut status = unschedulable();
+    status["nominatedNodeName"] = "n2".into();
+    let words = "for room on node n2, where other pods have to leave".to_owned();
+    assert_eq!(judged(status), State::Waiting(words));
+}
+
+#[test]
 fn waiting_is_told_in_words() {
     let words = |status| match judged(status) {
         State::Waiting(words) => words,
@@ -128,11 +160,12 @@ fn waiting_is_told_in_words() {
 async fn the_program_is_delivered_and_the_choice_of_image_told() {
     let payload = Payload::for_test(4);
     let api = FakeApi::start([
+        Answer::refusal("GET /api/v1/nodes", 403, "Forbidden", "nodes is forbidden"),
+        Answer::refusal("GET /api/v1/namespaces/dev/pods", 403, "Forbidden", "pods is forbidden"),
+        rehearsed(),
         Answer::ok("GET /api/v1/namespaces/dev/configmaps", json!({"metadata": {}})),
         Answer::ok("GET /api/v1/namespaces/dev/configmaps", json!({"metadata": {}})),
         Answer::ok("GET /api/v1/namespaces/dev/configmaps", payload.loader_object()),
-        Answer::refusal("GET /api/v1/nodes", 403, "Forbidden", "nodes is forbidden"),
-        Answer::refusal("GET /api/v1/namespaces/dev/pods", 403, "Forbidden", "pods is forbidden"),
         created(),
     ])
     .await;
@@ -145,7 +178,10 @@ async fn the_program_is_delivered_and_the_choice_of_image_told() {
         said[0].starts_with("the pod is made of image registry.k8s.io/pause:3.10 (a well-known one"),
         "{said:?}"
     );
-    let sent = api.asked().last().unwrap().body["spec"].clone();
+    let asked = api.asked();
+    let sent = asked.last().unwrap().body["spec"].clone();
+    assert_eq!(asked[2].line, REHEARSAL, "before anything is left there");
+    assert_eq!(asked[2].body["spec"], sent, "what is rehearsed is what is created");
     assert_eq!(sent["containers"][0]["imagePullPolicy"], "IfNotPresent");
     assert_eq!(sent["securityContext"]["runAsUser"], 65532);
 }
@@ -154,13 +190,15 @@ async fn the_program_is_delivered_and_the_choice_of_image_told() {
 async fn openshift_assigns_the_user_itself() {
     let refusal = "pods \"kshuttle-\" is forbidden: unable to validate against any security context constraint: \
                    [provider restricted-v2: .containers[0].runAsUser: Invalid value: 65532: must be in the ranges]";
-    let api = FakeApi::start([Answer::refusal("POST", 403, "Forbidden", refusal), created()]).await;
+    let api =
+        FakeApi::start([Answer::refusal(REHEARSAL, 403, "Forbidden", refusal), rehearsed(), created()]).await;
     let mut said = Vec::new();
     create(&api.cluster, &image(), |line| said.push(line.to_owned())).await.unwrap();
     assert!(said[0].contains("OpenShift"), "{said:?}");
     let asked = api.asked();
     assert_eq!(asked[0].body["spec"]["securityContext"]["runAsUser"], 65532);
     assert_eq!(asked[1].body["spec"]["securityContext"]["runAsUser"], Value::Null);
+    assert_eq!(asked[2].body["spec"]["securityContext"]["runAsUser"], Value::Null);
 
     // A user that was asked for is not exchanged behind one's back.
     let api = FakeApi::start([Answer::refusal("POST", 403, "Forbidden", refusal)]).await;
@@ -209,7 +247,7 @@ async fn the_start_is_followed_by_one_watch() {
         said,
         ["waiting for node n1 to take it", "waiting for its container (image example.org/sshd:1)"]
     );
-    let watch = &api.asked()[2].line;
+    let watch = &api.asked()[3].line;
     assert!(
         watch.contains("fieldSelector=metadata.name%3Dkshuttle-x") && watch.contains("resourceVersion=7"),
         "{watch}"
@@ -268,15 +306,83 @@ async fn the_end_of_a_running_pod_is_seen() {
 }
 
 #[tokio::test]
-async fn a_full_cluster_costs_a_third_of_the_time() {
+async fn a_full_cluster_does_not_cost_all_of_the_time() {
     let mut script = vec![Answer::ok("GET /api/v1/namespaces/dev/pods/kshuttle-x", pod(unschedulable()))];
     script.push(Answer::watch("GET /api/v1/namespaces/dev/pods?", vec![], true));
-    let api = FakeApi::start([created()].into_iter().chain(script)).await;
+    let api = FakeApi::start([rehearsed(), created()].into_iter().chain(script)).await;
     let mut quick = image();
-    quick.start_time_max = Duration::from_secs(3);
+    quick.node_time_max = Duration::from_millis(300);
     let pod_ = create(&api.cluster, &quick, |_| {}).await.unwrap();
     let failure = start_failure(pod_.wait_running(|_| {}).await.unwrap_err());
     assert_eq!(failure, StartFailure::Unschedulable("0/1 nodes are available".to_owned()));
+}
+
+#[tokio::test]
+async fn a_node_that_is_being_made_is_worth_all_of_the_time() {
+    let event = json!({"kind": "EventList", "apiVersion": "v1", "metadata": {}, "items": [
+        {"metadata": {}, "involvedObject": {}, "type": "Normal", "reason": "TriggeredScaleUp", "message": "1->2"},
+        {"metadata": {}, "involvedObject": {}, "type": "Warning", "reason": "FailedScheduling", "message": "0/1"},
+        {"metadata": {}, "involvedObject": {}, "type": "Normal", "reason": "Scheduled", "message": "to n1"},
+        {"metadata": {}, "involvedObject": {}, "type": "Warning", "reason": "FailedMount", "message": "no such map"}]});
+    let api = FakeApi::start([
+        rehearsed(),
+        created(),
+        Answer::ok("GET /api/v1/namespaces/dev/pods/kshuttle-x", pod(unschedulable())),
+        Answer::watch("GET /api/v1/namespaces/dev/pods?", vec![], true),
+        Answer::ok("GET /api/v1/namespaces/dev/events", event),
+    ])
+    .await;
+    let mut quick = image();
+    quick.node_time_max = Duration::from_millis(1500);
+    quick.start_time_max = Duration::from_millis(2500);
+    let pod_ = create(&api.cluster, &quick, |_| {}).await.unwrap();
+    let mut said = Vec::new();
+    let failure = start_failure(pod_.wait_running(|line| said.push(line.to_owned())).await.unwrap_err());
+    assert!(matches!(failure, StartFailure::Slow { .. }), "{failure:?}");
+    assert_eq!(
+        said,
+        ["waiting for a node: 0/1 nodes are available", "TriggeredScaleUp: 1->2", "FailedMount: no such map"]
+    );
+}
+
+#[tokio::test]
+async fn a_webhook_that_cannot_rehearse_is_no_refusal() {
+    let words = "admission webhook \"mesh.example.org\" does not support dry run";
+    let api = FakeApi::start([Answer::refusal(REHEARSAL, 400, "BadRequest", words), created()]).await;
+    create(&api.cluster, &image(), |_| {}).await.unwrap();
+    assert_eq!(api.left(), 0);
+}
+
+#[tokio::test]
+async fn what_is_refused_leaves_nothing_behind() {
+    let words = "pods \"x\" is forbidden: violates PodSecurity \"restricted:latest\": seccompProfile";
+    let nodes = Answer::refusal("GET", 403, "Forbidden", "no nodes");
+    let pods = Answer::refusal("GET", 403, "Forbidden", "no pods");
+    let api = FakeApi::start([nodes, pods, Answer::refusal(REHEARSAL, 403, "Forbidden", words)]).await;
+    let program = Program::Delivered { payload: Payload::for_test(4), carrier: None };
+    let error = create(&api.cluster, &options(program), |_| {}).await.unwrap_err();
+    assert!(matches!(error.api_error(), Some(ApiError::Policy(_))), "{error:?}");
+    assert_eq!(api.asked().len(), 3, "no ConfigMap was made");
+}
+
+#[tokio::test]
+async fn the_patch_is_in_what_is_sent() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("patch.yaml");
+    std::fs::write(&file, "spec: {priorityClassName: low}").unwrap();
+    let mut own = image();
+    own.patch = Some(patch::PodPatch::read(&file).unwrap());
+    own.pull_policy = Some("always".parse().unwrap());
+    let api = FakeApi::start([rehearsed(), created()]).await;
+    create(&api.cluster, &own, |_| {}).await.unwrap();
+    for asked in api.asked() {
+        assert_eq!(asked.body["spec"]["priorityClassName"], "low");
+        assert_eq!(asked.body["spec"]["containers"][0]["imagePullPolicy"], "Always");
+    }
+    std::fs::write(&file, "spec: {hostNetwork: true}").unwrap();
+    own.patch = Some(patch::PodPatch::read(&file).unwrap());
+    let error = create(&api.cluster, &own, |_| {}).await.unwrap_err();
+    assert!(matches!(error, PodError::Patch(_)), "{error:?}");
 }
 
 #[tokio::test]
@@ -284,6 +390,7 @@ async fn too_slow_says_for_what_it_waited_and_what_the_events_say() {
     let events = json!({"kind": "EventList", "apiVersion": "v1", "metadata": {}, "items": [
         {"metadata": {}, "involvedObject": {}, "message": "MountVolume.SetUp failed"}]});
     let api = FakeApi::start([
+        rehearsed(),
         created(),
         Answer::ok("GET /api/v1/namespaces/dev/pods/kshuttle-x", pod(waiting("ContainerCreating", ""))),
         Answer::watch("GET /api/v1/namespaces/dev/pods?", vec![], true),
@@ -311,27 +418,6 @@ async fn deleting_names_the_uid_and_forgives_what_is_gone() {
         pod_.delete().await.unwrap();
     }
     assert!(matches!(pod_.delete().await, Err(PodError::Delete { .. })));
-    let body = &api.asked()[1].body;
+    let body = &api.asked()[2].body;
     assert_eq!((&body["preconditions"]["uid"], &body["gracePeriodSeconds"]), (&json!("u1"), &json!(1)));
-}
-
-#[tokio::test]
-async fn only_ended_pods_of_the_same_owner_are_reaped() {
-    let item = |name: &str, owner: &str, phase: &str| {
-        json!({"metadata": {"name": name, "uid": name, "annotations": {"kshuttle.dev/owner": owner}},
-               "status": {"phase": phase}})
-    };
-    let list = json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": [
-        item("a", "ada@laptop", "Succeeded"), item("b", "ada@laptop", "Running"), item("c", "bob@laptop", "Failed"),
-        item("d", "ada@laptop", "Failed")]});
-    let api = FakeApi::start([
-        Answer::ok("GET", list),
-        Answer::ok("DELETE /api/v1/namespaces/dev/pods/a", pod(json!({}))),
-        Answer::ok("DELETE /api/v1/namespaces/dev/pods/d", pod(json!({}))),
-        Answer::refusal("GET", 403, "Forbidden", "no list"),
-    ])
-    .await;
-    assert_eq!(reap_finished(&api.cluster, "ada@laptop").await, 2);
-    assert_eq!(reap_finished(&api.cluster, "ada@laptop").await, 0);
-    assert_eq!(api.left(), 0);
 }

@@ -1,208 +1,38 @@
-//! From created to running: what the pod's status means ([`judge`], pure) and how it is followed.
+//! Follows a pod: until it runs, and until it has ended. What its status means is in `status.rs`.
 //!
 //! It is read once, then watched; where watching is not allowed it is read every second. Every way of not starting
-//! that the status shows ends the waiting at once, with the kubelet's words.
+//! that the status shows ends the waiting at once, with the kubelet's words. Meanwhile the pod's events are read: what
+//! the kubelet tries again and again (a volume, the network) stands nowhere else.
 
-use std::pin::pin;
+use std::collections::BTreeSet;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
-use futures::StreamExt;
-use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Event, Pod};
+use futures::{Stream, StreamExt, stream};
+use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::Api;
 use kube::api::{ListParams, WatchEvent, WatchParams};
 use tokio::time::Instant;
 
 use super::super::api_error::{ApiError, ask, ask_within};
-use super::manifest::CONTAINER;
+use super::status::deleted_because;
+pub use super::status::{StartFailure, State, judge};
 use super::{PodError, SshdPod};
 
-/// Between two readings while starting, where we may not watch or a watch ended.
+/// Between two readings while starting, where we may not watch or a watch ended; and between two of the events.
 const READ_INTERVAL: Duration = Duration::from_secs(1);
 /// The same for the rest of the pod's life, and while the API server is not there.
 const LIFE_INTERVAL: Duration = Duration::from_secs(5);
 /// A watch is renewed after this; the API server's own limit is 5 to 10 minutes.
 const WATCH_SECONDS: u32 = 240;
-/// Of the whole time to start, the share for which a pod may have no node: nodes that are being added need some
-/// time, and a full cluster should not cost all of it. 20 s of 60 s.
-const UNSCHEDULABLE_SHARE: u32 = 3;
-/// Events are a bonus after a failure.
+/// Events are a bonus.
 const EVENTS_TIME_MAX: Duration = Duration::from_secs(3);
-/// The latest warnings that are told.
+/// The latest warnings that are told after a failure.
 const EVENTS_MAX: usize = 3;
-
-/// Why a pod does not run, or does not any more.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum StartFailure {
-    /// The image is not to be had.
-    #[error("image {image} is not to be had ({reason}): {message}")]
-    Image {
-        /// The reference.
-        image: String,
-        /// Kubelet's word, such as `ErrImagePull`.
-        reason: String,
-        /// Kubelet's words.
-        message: String,
-    },
-    /// The container cannot be made or started.
-    #[error("its container cannot be started ({reason}): {message}")]
-    Container {
-        /// Kubelet's word, such as `CreateContainerConfigError`.
-        reason: String,
-        /// Kubelet's or the runtime's words.
-        message: String,
-    },
-    /// The program ended.
-    #[error("its program ended with status {code}{}", explain(.code, .message))]
-    Ended {
-        /// Exit status; above 128 a signal.
-        code: i32,
-        /// Kubelet's word, such as `Error` or `OOMKilled`.
-        reason: String,
-        /// The last lines that the program printed.
-        message: String,
-    },
-    /// No node takes it.
-    #[error("no node takes it: {0}")]
-    Unschedulable(String),
-    /// The kubelet or a controller gave it up, for example by eviction.
-    #[error("it was given up ({reason}): {message}")]
-    GivenUp {
-        /// A word, such as `Evicted`.
-        reason: String,
-        /// Words.
-        message: String,
-    },
-    /// Somebody deleted it.
-    #[error("it was deleted")]
-    Deleted,
-    /// It takes too long.
-    #[error("it is still not running after {} s: {last}", .limit.as_secs())]
-    Slow {
-        /// How long we waited.
-        limit: Duration,
-        /// What it was waiting for, with the latest warnings if we may read events.
-        last: String,
-    },
-}
-
-/// What a status means for us.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum State {
-    /// The server runs.
-    Running,
-    /// Not yet; for what.
-    Waiting(String),
-    /// Not yet, and perhaps never: no node takes it.
-    Unschedulable(String),
-    /// It will not.
-    Failed(StartFailure),
-}
-
-/// Reads a pod's status.
-pub fn judge(pod: &Pod) -> State {
-    if pod.metadata.deletion_timestamp.is_some() {
-        return State::Failed(StartFailure::Deleted);
-    }
-    let Some(status) = &pod.status else { return State::Waiting("for the scheduler".to_owned()) };
-    let container = status.container_statuses.iter().flatten().find(|container| container.name == CONTAINER);
-    if let Some(ended) = container.and_then(|container| container.state.as_ref()?.terminated.as_ref()) {
-        return State::Failed(ended_because(ended));
-    }
-    if matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")) {
-        return State::Failed(StartFailure::GivenUp {
-            reason: status.reason.clone().unwrap_or_else(|| "no reason given".to_owned()),
-            message: status.message.clone().unwrap_or_default(),
-        });
-    }
-    if container
-        .is_some_and(|container| container.state.as_ref().is_some_and(|state| state.running.is_some()))
-    {
-        return State::Running;
-    }
-    if let Some(container) = container
-        && let Some(waiting) = container.state.as_ref().and_then(|state| state.waiting.as_ref())
-    {
-        let reason = waiting.reason.as_deref().unwrap_or("Waiting");
-        return waits_because(container, reason, waiting.message.as_deref().unwrap_or_default());
-    }
-    let unscheduled = status
-        .conditions
-        .iter()
-        .flatten()
-        .find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
-    match unscheduled {
-        Some(condition) if condition.reason.as_deref() == Some("Unschedulable") => {
-            State::Unschedulable(condition.message.clone().unwrap_or_default())
-        }
-        Some(condition) => State::Waiting(format!(
-            "for the scheduler ({})",
-            condition.reason.as_deref().unwrap_or("pending")
-        )),
-        None => State::Waiting(match pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) {
-            Some(node) => format!("for node {node} to take it"),
-            None => "for the scheduler".to_owned(),
-        }),
-    }
-}
-
-/// Reasons of k8s.io/kubernetes `pkg/kubelet/images/types.go`, `kuberuntime/kuberuntime_container.go` and
-/// `container/sync_result.go`.
-fn waits_because(container: &ContainerStatus, reason: &str, message: &str) -> State {
-    let (reason_owned, message) = (reason.to_owned(), message.to_owned());
-    match reason {
-        "ContainerCreating" | "PodInitializing" => {
-            State::Waiting(format!("for its container (image {})", container.image))
-        }
-        "ErrImagePull"
-        | "ErrImageNeverPull"
-        | "ImagePullBackOff"
-        | "InvalidImageName"
-        | "ImageInspectError"
-        | "RegistryUnavailable"
-        | "SignatureValidationFailed" => State::Failed(StartFailure::Image {
-            image: container.image.clone(),
-            reason: reason_owned,
-            message,
-        }),
-        "CreateContainerConfigError"
-        | "CreateContainerError"
-        | "RunContainerError"
-        | "PreCreateHookError"
-        | "PreStartHookError"
-        | "PostStartHookError"
-        | "CrashLoopBackOff" => State::Failed(StartFailure::Container { reason: reason_owned, message }),
-        other => State::Waiting(format!("for its container ({other}) {message}").trim_end().to_owned()),
-    }
-}
-
-fn ended_because(ended: &ContainerStateTerminated) -> StartFailure {
-    let reason = ended.reason.clone().unwrap_or_default();
-    let message = ended.message.clone().unwrap_or_default().trim().to_owned();
-    match reason.as_str() {
-        // The runtime could not execute the command: no program ran.
-        "StartError" | "ContainerCannotRun" => StartFailure::Container { reason, message },
-        _ => StartFailure::Ended { code: ended.exit_code, reason, message },
-    }
-}
-
-/// What it printed, else what the loader means by this status (`sshd-pod/loader/src/failure.rs`).
-fn explain(code: &i32, message: &str) -> String {
-    if let Some(line) = message.lines().rev().find(|line| !line.trim().is_empty()) {
-        return format!(": {}", line.trim());
-    }
-    let meaning = match code {
-        110 => "the loader was called wrongly",
-        111 => "the loader cannot read the server's parts",
-        112 => "the server's parts are too large",
-        113 => "the server's parts are not what was uploaded; delete the ConfigMaps `kshuttle-server-*`",
-        114 => "the server cannot be unpacked",
-        115 => "there is no memory for the server",
-        116 => "the node does not execute programs from memory; use --image",
-        137 => "it was killed, perhaps for its memory",
-        _ => return String::new(),
-    };
-    format!(": {meaning}")
-}
+/// Events looked at in one go; a pod that starts has fewer than ten.
+const EVENTS_READ_MAX: u32 = 50;
+/// Who makes a node for a pod that has none says so: cluster-autoscaler, Karpenter, GKE.
+const NODE_COMES: &[&str] = &["TriggeredScaleUp", "Nominated"];
 
 /// Follows the pod until it runs.
 pub(super) async fn until_running(pod: &SshdPod, mut report: impl FnMut(&str)) -> Result<(), PodError> {
@@ -214,7 +44,9 @@ pub(super) async fn until_running(pod: &SshdPod, mut report: impl FnMut(&str)) -
         until: Until::Running,
         interval: READ_INTERVAL,
         unschedulable: None,
-        patience: Some(limit / UNSCHEDULABLE_SHARE),
+        patience: Some(pod.node_time_max),
+        news: events(pod),
+        told: BTreeSet::new(),
     };
     let failure = match tokio::time::timeout(limit, progress.follow(pod)).await {
         Ok(Ok(())) => return Ok(()),
@@ -224,7 +56,7 @@ pub(super) async fn until_running(pod: &SshdPod, mut report: impl FnMut(&str)) -
         }
         Err(_) => StartFailure::Slow { limit, last: last + &warnings(pod).await },
     };
-    Err(PodError::Start { pod: pod.name.clone(), source: failure })
+    Err(PodError::Start { pod: pod.name.clone(), namespace: pod.namespace.clone(), source: failure })
 }
 
 enum End {
@@ -242,6 +74,8 @@ pub(super) async fn until_ended(pod: &SshdPod) -> StartFailure {
             interval: LIFE_INTERVAL,
             unschedulable: None,
             patience: None,
+            news: stream::pending().boxed(),
+            told: BTreeSet::new(),
         };
         match progress.follow(pod).await {
             Err(End::Failed(failure)) => return failure,
@@ -270,6 +104,10 @@ struct Progress<'a, R> {
     unschedulable: Option<(Instant, String)>,
     /// How long that may last.
     patience: Option<Duration>,
+    /// The pod's events, again and again.
+    news: Pin<Box<dyn Stream<Item = Vec<Event>> + Send>>,
+    /// Events that were reported, as their words.
+    told: BTreeSet<String>,
 }
 
 impl<R: FnMut(&str)> Progress<'_, R> {
@@ -329,9 +167,14 @@ impl<R: FnMut(&str)> Progress<'_, R> {
     ) -> Result<bool, End> {
         let mut events = pin!(events);
         loop {
+            let deadline = self.deadline();
             let next = tokio::select! {
                 next = events.next() => next,
-                end = self.impatience() => return Err(end),
+                Some(news) = self.news.next() => {
+                    self.hears(&news);
+                    continue;
+                }
+                () = sleep_until(deadline) => return Err(self.impatient()),
             };
             match next {
                 Some(Ok(WatchEvent::Added(seen) | WatchEvent::Modified(seen))) => {
@@ -339,7 +182,7 @@ impl<R: FnMut(&str)> Progress<'_, R> {
                         return Ok(true);
                     }
                 }
-                Some(Ok(WatchEvent::Deleted(_))) => return Err(End::Failed(StartFailure::Deleted)),
+                Some(Ok(WatchEvent::Deleted(last))) => return Err(End::Failed(deleted_because(&last))),
                 Some(Ok(WatchEvent::Bookmark(_))) => {}
                 // Too old a version, or a connection that broke: read it again.
                 Some(Ok(WatchEvent::Error(_)) | Err(_)) | None => return Ok(false),
@@ -347,23 +190,77 @@ impl<R: FnMut(&str)> Progress<'_, R> {
         }
     }
 
-    async fn pause(&self) -> Result<(), End> {
-        tokio::select! {
-            () = tokio::time::sleep(self.interval) => Ok(()),
-            end = self.impatience() => Err(end),
+    async fn pause(&mut self) -> Result<(), End> {
+        let over = Instant::now() + self.interval;
+        loop {
+            let deadline = self.deadline();
+            tokio::select! {
+                () = tokio::time::sleep_until(over) => return Ok(()),
+                Some(news) = self.news.next() => self.hears(&news),
+                () = sleep_until(deadline) => return Err(self.impatient()),
+            }
         }
     }
 
-    /// Ends when no node has taken the pod for too long.
-    async fn impatience(&self) -> End {
-        match (&self.unschedulable, self.patience) {
-            (Some((since, why)), Some(patience)) => {
-                tokio::time::sleep_until(*since + patience).await;
-                End::Failed(StartFailure::Unschedulable(why.clone()))
+    /// Reports what is new and worth knowing.
+    fn hears(&mut self, news: &[Event]) {
+        for event in news {
+            let reason = event.reason.as_deref().unwrap_or("Event");
+            let node_comes = NODE_COMES.contains(&reason);
+            let worth = node_comes || reason == "Pulling" || event.type_.as_deref() == Some("Warning");
+            // Its words stand in the pod's status, and were reported from there.
+            if !worth || reason == "FailedScheduling" {
+                continue;
             }
-            _ => std::future::pending().await,
+            let sentence = format!("{reason}: {}", event.message.as_deref().unwrap_or_default());
+            if self.told.insert(sentence.clone()) {
+                (self.report)(&sentence);
+            }
+            if node_comes {
+                self.patience = None; // the whole time to start remains
+            }
         }
     }
+
+    /// When no node has taken the pod for too long.
+    fn deadline(&self) -> Option<Instant> {
+        let (since, _) = self.unschedulable.as_ref()?;
+        Some(*since + self.patience?)
+    }
+
+    fn impatient(&self) -> End {
+        let why = self.unschedulable.as_ref().map_or_else(String::new, |(_, why)| why.clone());
+        End::Failed(StartFailure::Unschedulable(why))
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The pod's events, read every second; ends where we may not read them. A pod that starts quickly is not asked about.
+fn events(pod: &SshdPod) -> Pin<Box<dyn Stream<Item = Vec<Event>> + Send>> {
+    let api: Api<Event> = Api::namespaced(pod.api.clone().into_client(), &pod.namespace);
+    let about =
+        ListParams::default().fields(&format!("involvedObject.uid={}", pod.uid)).limit(EVENTS_READ_MAX);
+    stream::unfold((api, about), |(api, about)| async {
+        loop {
+            tokio::time::sleep(READ_INTERVAL).await;
+            match ask_within(EVENTS_TIME_MAX, api.list(&about)).await {
+                Ok(list) => return Some((list.items, (api, about))),
+                Err(ApiError::Timeout(_) | ApiError::Transport(_)) => {}
+                Err(error) => {
+                    tracing::debug!(%error, "the pod's events are not readable");
+                    return None;
+                }
+            }
+        }
+    })
+    .fuse()
+    .boxed()
 }
 
 /// The latest warnings about the pod, if we may read them: why a volume is not mounted stands nowhere else.

@@ -113,6 +113,14 @@ impl Kshuttle {
         self.said.lock().expect("no panic while holding the lock").join("\n")
     }
 
+    /// Everything it has printed so far on standard output.
+    ///
+    /// # Panics
+    /// Never in practice.
+    pub fn printed(&self) -> String {
+        self.printed.lock().expect("no panic while holding the lock").join("\n")
+    }
+
     /// The local addresses of `port-forward`, `count` of them, in the order they were printed on standard output.
     ///
     /// # Panics

@@ -1,0 +1,168 @@
+//! The pod's life: what is left of dead sessions goes, what is of others stays, and whoever takes the pod away is named.
+
+use std::process::Command;
+
+use kshuttle_test_support::kshuttle::{Kshuttle, PATIENCE, eventually, kubectl, output, program};
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::scene::{Namespace, apply};
+
+/// How often a session is killed.
+const KILLS: usize = 50;
+
+fn start(space: &Namespace) -> Kshuttle {
+    Kshuttle::start_as(command(space))
+}
+
+fn command(space: &Namespace) -> Command {
+    let mut command = Command::new(program("kshuttle"));
+    command.args(["socks", "--listen", "127.0.0.1:0", "-n", &space.name]);
+    command
+}
+
+/// A pod that looks like one of ours.
+fn put_pod(space: &Namespace, name: &str, owner: &str, session: &str) {
+    apply(&json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "name": name, "namespace": space.name,
+            "labels": {"app.kubernetes.io/name": "kshuttle", "app.kubernetes.io/component": "sshd"},
+            "annotations": {"kshuttle.dev/owner": owner, "kshuttle.dev/session": session},
+        },
+        "spec": {"terminationGracePeriodSeconds": 0, "containers": [{"name": "sshd", "image": "registry.k8s.io/pause:3.10"}]},
+    }));
+}
+
+/// Pods that are not being deleted.
+fn pods(space: &Namespace) -> Vec<String> {
+    let names =
+        "go-template={{range .items}}{{if not .metadata.deletionTimestamp}}{{.metadata.name}} {{end}}{{end}}";
+    space.kubectl(&["get", "pods", "-o", names]).split_whitespace().map(str::to_owned).collect()
+}
+
+fn annotation(space: &Namespace, pod: &str, name: &str) -> String {
+    let path = format!("jsonpath={{.metadata.annotations.kshuttle\\.dev/{name}}}");
+    space.kubectl(&["get", "pod", pod, "-o", &path])
+}
+
+pub(crate) fn killed_sessions_leave_no_pod_and_others_keep_theirs() {
+    let space = Namespace::new("killed");
+    let mut first = start(&space);
+    let owner = annotation(&space, &first.pod(), "owner");
+    let (place, rest) = annotation(&space, &first.pod(), "session")
+        .split_once('/')
+        .map(|(place, rest)| (place.to_owned(), rest.to_owned()))
+        .unwrap();
+    // Of somebody else, dead by our reckoning; of the same user, but from another machine; of one that lives.
+    put_pod(&space, "of-others", "somebody@else", &format!("{place}/1000000/1"));
+    put_pod(&space, "from-elsewhere", &owner, "0123456789abcdef/1000000/1");
+    let beside = start(&space);
+    first.stop(Signal::SIGKILL);
+    println!("{rest}");
+    let mut killed = first.pod();
+    for _ in 0..KILLS {
+        let mut next = start(&space);
+        let there = pods(&space);
+        assert!(!there.contains(&killed), "{killed} stays: {there:?}\n{}", next.said());
+        assert_eq!(there.len(), 4, "{there:?}");
+        killed = next.pod();
+        next.stop(Signal::SIGKILL);
+    }
+    let mut last = start(&space);
+    last.stop(Signal::SIGTERM);
+    let mut expected = ["from-elsewhere".to_owned(), beside.pod(), "of-others".to_owned()];
+    expected.sort();
+    eventually("all of ours are gone, and nothing else", PATIENCE, || {
+        let mut there = pods(&space);
+        there.sort();
+        (there == expected).then_some(())
+    });
+}
+
+fn cleanup(space: &Namespace, arguments: &[&str]) -> String {
+    let mut command = Command::new(program("kshuttle"));
+    output(command.args(["cleanup", "-n", &space.name]).args(arguments))
+}
+
+pub(crate) fn cleanup_lists_and_then_removes() {
+    let space = Namespace::new("cleanup");
+    assert_eq!(cleanup(&space, &["--yes"]), "");
+    let mut killed = start(&space);
+    killed.stop(Signal::SIGKILL);
+    put_pod(&space, "of-others", "somebody@else", "x");
+    let line = format!("pod/{}  left over: its session is dead", killed.pod());
+    assert_eq!(cleanup(&space, &[]), line);
+    assert!(pods(&space).contains(&killed.pod()), "listing removes nothing");
+    assert_eq!(cleanup(&space, &["--yes"]), line.replace("left over", "deleted"));
+    eventually("it is gone", PATIENCE, || (pods(&space) == ["of-others"]).then_some(()));
+    // Just brought: somebody may be about to use it.
+    assert!(!space.ours("configmap").is_empty());
+}
+
+/// Asks for the eviction of a pod, as `kubectl drain` does.
+fn evict(space: &Namespace, pod: &str) {
+    let eviction = json!({
+        "apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": space.name},
+    });
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), eviction.to_string()).unwrap();
+    let path = format!("/api/v1/namespaces/{}/pods/{pod}/eviction", space.name);
+    kubectl(&["create", "--raw", &path, "-f", &file.path().to_string_lossy()]);
+}
+
+pub(crate) fn an_evicted_pod_is_replaced() {
+    let space = Namespace::new("evicted");
+    let kshuttle = start(&space);
+    evict(&space, &kshuttle.pod());
+    eventually("another pod runs", PATIENCE, || {
+        let said = kshuttle.said();
+        (said.matches(" is running").count() == 2).then_some(())
+    });
+    let said = kshuttle.said();
+    assert!(said.contains("it was given up (EvictionByEvictionAPI)"), "{said}");
+}
+
+/// Takes the only node out of service until dropped.
+struct Cordon;
+
+impl Cordon {
+    fn of_the_node() -> Self {
+        kubectl(&["cordon", "-l", "kubernetes.io/os=linux"]);
+        Self
+    }
+}
+
+impl Drop for Cordon {
+    fn drop(&mut self) {
+        let _ = Command::new("kubectl").args(["uncordon", "-l", "kubernetes.io/os=linux"]).output();
+    }
+}
+
+pub(crate) fn a_drained_cluster_is_a_clear_end() {
+    let space = Namespace::new("drained");
+    let mut kshuttle = start(&space);
+    let cordon = Cordon::of_the_node();
+    evict(&space, &kshuttle.pod());
+    let status = kshuttle.wait();
+    drop(cordon);
+    let said = kshuttle.said();
+    assert_eq!(status.code(), Some(5), "{said}");
+    assert!(
+        said.contains("no node takes it: 0/1 nodes are available: 1 node(s) were unschedulable"),
+        "{said}"
+    );
+}
+
+pub(crate) fn a_deleted_namespace_is_a_clear_end() {
+    let space = Namespace::new("deleted");
+    let mut kshuttle = start(&space);
+    kubectl(&["delete", "namespace", &space.name, "--wait=false"]);
+    let status = kshuttle.wait();
+    let said = kshuttle.said();
+    assert_eq!(status.code(), Some(5), "{said}");
+    assert!(
+        said.contains("the namespace is being deleted") || said.contains("there is no namespace"),
+        "{said}"
+    );
+}
