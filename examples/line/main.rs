@@ -49,7 +49,7 @@ struct Options {
 
 /// Each part has threads of its own, as programs would.
 pub(crate) struct Parts {
-    near: Runtime,
+    pub(crate) near: Runtime,
     line: Runtime,
     far: Far,
     servers: Servers,
@@ -107,7 +107,8 @@ fn measure(
         let idle = servers.run(Load { down: 0, up: 0 }, IDLE).await;
         (idle, servers.run(load, WARM_UP + time).await)
     });
-    drop((line, near));
+    parts.near.block_on(near.close());
+    drop(line);
     let seen = seen.between(WARM_UP, WARM_UP + time);
     Ok(Sample::new(path, way, load, round, &idle, &seen))
 }

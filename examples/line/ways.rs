@@ -47,7 +47,7 @@ pub(crate) struct Far {
 /// A way that is up. Ends when dropped.
 pub(crate) struct Near {
     pub(crate) addresses: [SocketAddr; 3],
-    _pool: Option<Pool>,
+    pool: Option<Pool>,
     _ssh: Option<Child>,
 }
 
@@ -73,7 +73,7 @@ impl Way {
                 for address in &mut addresses {
                     *address = door(pool.clone(), *address).await?;
                 }
-                Ok(Near { addresses, _pool: Some(pool), _ssh: None })
+                Ok(Near { addresses, pool: Some(pool), _ssh: None })
             }
             Self::OpenSsh => {
                 let mut addresses = targets;
@@ -82,8 +82,17 @@ impl Way {
                 }
                 let ssh = ssh(far, line, addresses, targets)?;
                 tokio::time::timeout(UP_LIMIT, listens(addresses[2])).await.context("ssh listens")?;
-                Ok(Near { addresses, _pool: None, _ssh: Some(ssh) })
+                Ok(Near { addresses, pool: None, _ssh: Some(ssh) })
             }
+        }
+    }
+}
+
+impl Near {
+    /// The far end need not wait for it to come back.
+    pub(crate) async fn close(self) {
+        if let Some(pool) = self.pool {
+            pool.close().await;
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The law: budget = delivery rate × (base round trip + 10 ms) + a little. No clock and no I/O.
 //!
 //! One law per sending direction of a session. Times are durations since any fixed point, as long as it is the same
-//! for all calls; sessions that share a line do best when it is the same for all of them (see [`PROBE_EVERY`]).
+//! for all calls; sessions that share a line do best when it is the same for all of them (see [`probe`]).
 //!
 //! States: *start-up* (the budget grows by a gain until the queue or the rate says the path is full), *steady*, and
 //! *probe* (drain, then look: the only way to tell a longer path from a queue). What is measured, and how, is in
@@ -10,6 +10,7 @@
 mod noise;
 pub(crate) mod path;
 pub mod policy;
+mod probe;
 mod round;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,7 @@ use crate::link::TimedAck;
 use noise::Noise;
 use path::Path;
 pub use policy::{Policy, PolicyError};
+use probe::Probe;
 use round::Round;
 
 /// The queue the law keeps standing, in seconds. Time, not bytes, is what makes one law fit all lines: it absorbs
@@ -45,9 +47,9 @@ pub(crate) const BUDGET_MIN: f64 = 4_096.0;
 /// Largest budget in bytes, and so the bound of the link's replay buffer: 1 Gbit/s at 130 ms.
 pub(crate) const BUDGET_MAX: f64 = 16_777_216.0;
 
-/// Largest budget on a path shorter than [`NEAR`]. The queue there is processor time, not line: more is no faster,
-/// only later.
-const BUDGET_MAX_NEAR: f64 = 4_194_304.0;
+/// Largest budget on a path shorter than [`NEAR`]. The queue there is processor time, not line: with 4 MiB a ping beside
+/// a transfer over loopback takes 11 to 18 ms instead of 4.
+const BUDGET_MAX_NEAR: f64 = 2_097_152.0;
 
 /// Smallest budget on such a path. Delays there come from busy processors and vary by more than any queue of ours: a
 /// budget that followed them would shrink to nothing beside programs that are not paced (64 MiB took 91 s beside six
@@ -95,36 +97,6 @@ const HIGH_QUEUE: f64 = 1.5 * STANDING + 0.005;
 
 /// A round below this part of the known rate, at a high queue, says that the path got slower (or longer).
 const SLOWER: f64 = 0.8;
-
-/// A queue that stands, in seconds, is reason for suspicion when the rate has fallen to [`FALLEN`] of the highest
-/// since the last probe...
-const SUSPECT_QUEUE: f64 = 0.7 * STANDING;
-
-/// See [`SUSPECT_QUEUE`].
-const FALLEN: f64 = 0.8;
-
-/// ...in so many rounds in a row.
-const SUSPECT_ROUNDS: u32 = 3;
-
-/// A one-way time grown by this part of the round trip means a longer path: there is more to fill.
-const LONGER: f64 = 0.1;
-
-/// Base round trips are looked for again this often: at the full tens of seconds of the clock, so that all
-/// sessions on a line drain it together. Alone none could drain what the others keep standing.
-const PROBE_EVERY: Duration = Duration::from_secs(10);
-
-/// No regular probe if the minima were seen so shortly before: traffic with pauses shows them by itself.
-const PROBE_FRESH: Duration = Duration::from_secs(2);
-
-/// A probe that finds nothing to look at ends after this.
-const PROBE_LIMIT: Duration = Duration::from_secs(3);
-
-/// A regular probe raises the base round trip by no more than this, in seconds: clocks drift apart by up to 100 ppm.
-/// More it might owe to others' queues; if the path is really longer, the rate falls and suspicion finds it.
-const DRIFT: f64 = 0.001;
-
-/// Part of rate × base round trip kept under way while probing: the line stays half busy.
-const PROBE_DEPTH: f64 = 0.5;
 
 /// Silence with bytes under way after which nothing measured before counts: a suspended machine, a new route.
 const FORGET_AFTER: Duration = Duration::from_secs(5);
@@ -179,20 +151,6 @@ enum Growth {
     Again { full: f64, rounds: u32 },
     /// `empty`: rounds in a row with too short a queue.
     Steady { empty: u32 },
-}
-
-#[derive(Debug, PartialEq)]
-enum Probe {
-    No,
-    /// Waiting until little is under way.
-    Drain {
-        since: Duration,
-    },
-    /// Looking at what was sent since: smallest round trip and one-way time.
-    Look {
-        since: Duration,
-        seen: Option<(f64, f64)>,
-    },
 }
 
 impl Law {
@@ -377,80 +335,5 @@ impl Law {
             self.path.lower_rate(now, self.round.rate);
         }
         self.suspect(now);
-    }
-
-    /// Looks for a rate that fell while the queue stood: the path got slower, or longer, or others came. Only a
-    /// probe can tell.
-    fn suspect(&mut self, now: Duration) {
-        self.reference = self.reference.max(self.path.rate);
-        let fell = self.round.limited
-            && self.round.queue_min > SUSPECT_QUEUE + self.noise.value()
-            && self.path.rate < FALLEN * self.reference;
-        self.suspect_rounds = if fell && self.probe == Probe::No { self.suspect_rounds + 1 } else { 0 };
-        if self.suspect_rounds >= SUSPECT_ROUNDS && now >= self.suspect_after {
-            self.start_probe(now, true);
-        }
-    }
-
-    fn step_probe(&mut self, now: Duration, backlog: bool) {
-        match self.probe {
-            Probe::No => {
-                let slot = (now.as_micros() / PROBE_EVERY.as_micros()) as u64;
-                if backlog && slot != *self.slot.get_or_insert(slot) {
-                    self.slot = Some(slot);
-                    if self.path.unconfirmed(now) > PROBE_FRESH {
-                        self.start_probe(now, false);
-                    }
-                }
-            }
-            Probe::Drain { since } => {
-                if self.in_flight() as f64 <= self.probe_budget() + self.constant() {
-                    self.probe = Probe::Look { since: now, seen: None };
-                } else if now.saturating_sub(since) > PROBE_LIMIT {
-                    self.probe = Probe::No;
-                }
-            }
-            Probe::Look { since, seen: Some((rtt, one_way)) }
-                if now.saturating_sub(since).as_secs_f64() > rtt =>
-            {
-                self.end_probe(now, rtt, one_way);
-            }
-            Probe::Look { since, .. } if now.saturating_sub(since) > PROBE_LIMIT => self.probe = Probe::No,
-            Probe::Look { .. } => {}
-        }
-    }
-
-    /// Not on a near path: its budget does not fall below what was a fixed window before, and less for the time of a
-    /// probe would be felt where processors are busy.
-    fn start_probe(&mut self, now: Duration, suspicion: bool) {
-        if !self.path.is_near() {
-            self.suspicion = suspicion;
-            self.probe = Probe::Drain { since: now };
-        }
-    }
-
-    fn end_probe(&mut self, now: Duration, rtt: f64, one_way: f64) {
-        let limit = if self.suspicion { f64::INFINITY } else { DRIFT };
-        let rise = self.path.rebase(now, rtt, one_way, limit);
-        let longer = rise > LONGER * rtt;
-        self.effective_rtt = Some(rtt);
-        self.reference = self.path.rate;
-        self.probe = Probe::No;
-        if longer {
-            self.growth = Growth::Again { full: 0.0, rounds: 0 };
-        } else {
-            if self.suspicion {
-                self.suspect_after = now + PROBE_EVERY;
-            }
-            if let Growth::Steady { empty } = &mut self.growth {
-                *empty = 0;
-            }
-        }
-    }
-
-    /// Bytes under way while probing.
-    fn probe_budget(&self) -> f64 {
-        let base = self.path.base_rtt().unwrap_or_default();
-        (PROBE_DEPTH * self.path.rate * base).clamp(BUDGET_MIN, BUDGET_MAX)
     }
 }

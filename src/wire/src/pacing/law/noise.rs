@@ -124,10 +124,10 @@ impl Look {
 mod tests {
     use super::*;
 
-    /// A path of 40 ms whose queue at each turn, 5 ms apart, is the function's; from this second on.
-    fn seen(noise: &mut Noise, second: u64, turns: u64, queue: impl Fn(u64) -> f64) {
-        for turn in 0..turns {
-            let (now, queue) = (Duration::from_millis(1_000 * second + 5 * turn), queue(turn));
+    /// A path of 40 ms whose queue at each of these turns, 5 ms apart, is the function's.
+    fn seen(noise: &mut Noise, turns: std::ops::Range<u64>, queue: impl Fn(u64) -> f64) {
+        for turn in turns {
+            let (now, queue) = (Duration::from_millis(5 * turn), queue(turn));
             let sample =
                 Sample { sent_at: now, rtt: 0.040 + queue, one_way: 0.020 + queue, queue, rate: None };
             noise.add(now, &sample);
@@ -144,29 +144,30 @@ mod tests {
     #[test]
     fn waits_that_change_from_turn_to_turn_are_noise() {
         let mut noise = Noise::default();
-        seen(&mut noise, 0, 200, |turn| wait(turn, 20));
-        assert!(noise.value() > 0.0, "{noise:?}");
-        seen(&mut noise, 1, 200, |turn| wait(turn, 30));
+        seen(&mut noise, 0..200, |turn| wait(turn, 3));
+        assert_eq!(noise.value(), 0.0);
+        seen(&mut noise, 200..400, |turn| wait(turn, 30));
         assert!(noise.value() > 0.020, "{noise:?}");
-        seen(&mut noise, 2, 200, |_| 0.001);
+        seen(&mut noise, 400..600, |_| 0.001);
         assert_eq!(noise.value(), 0.0);
     }
 
     #[test]
     fn a_queue_that_stands_is_none_and_lets_it_be_forgotten() {
         let mut noise = Noise::default();
-        seen(&mut noise, 0, 1_000, |turn| 0.010 + wait(turn, 30));
+        seen(&mut noise, 0..1_000, |turn| 0.010 + wait(turn, 30));
         assert_eq!(noise.value(), 0.0);
-        seen(&mut noise, 5, 200, |turn| wait(turn, 30));
-        seen(&mut noise, 6, 1_000, |_| 0.010);
+        seen(&mut noise, 1_000..1_200, |turn| wait(turn, 30));
+        assert!(noise.value() > 0.020, "{noise:?}");
+        seen(&mut noise, 1_200..2_200, |_| 0.010);
         assert!(noise.value() < 0.001);
     }
 
     #[test]
     fn neither_are_a_ramp_and_a_stall() {
         let mut noise = Noise::default();
-        seen(&mut noise, 0, 200, |turn| turn as f64 / 1e3);
-        seen(&mut noise, 1, 100, |turn| if turn == 50 { 0.5 } else { 0.0 });
+        seen(&mut noise, 0..200, |turn| turn as f64 / 1e3);
+        seen(&mut noise, 200..300, |turn| if turn == 250 { 0.5 } else { 0.0 });
         assert_eq!(noise.value(), 0.0);
     }
 }
