@@ -111,7 +111,10 @@ impl Keeper {
     /// What was refused is rarely all that is missing.
     async fn all_that_lacks(&self, error: anyhow::Error) -> anyhow::Error {
         match rights::review(&self.cluster, self.args.image.is_none()).await {
-            Ok(review) if !review.missing.is_empty() => {
+            Ok(mut review) if !review.missing.is_empty() => {
+                // Old API servers name us only when they refuse.
+                let refused = error.downcast_ref().and_then(PodError::missing_right);
+                review.user = review.user.or_else(|| refused.and_then(|right| right.user.clone()));
                 RightsError::new(self.cluster.namespace(), review, Some(error.into())).into()
             }
             _ => error,

@@ -174,6 +174,10 @@ const ANY_CLUSTER: &[Test] = tests! {
 /// Tests of what not every Kubernetes has: the minor version that brought it, and its name.
 const SINCE: &[(&str, u32, &str)] = &[
     ("pod::a_policys_refusal_is_told", 23, "Pod Security admission"),
+    ("admission::a_policy_is_quoted_before_anything_is_made", 23, "Pod Security admission"),
+    ("admission::preemption_is_told_and_ends_it_when_there_is_no_room_left", 26, "reasons for deleted pods"),
+    ("life::an_evicted_pod_is_replaced", 26, "reasons for deleted pods"),
+    ("life::a_drained_cluster_is_a_clear_end", 22, "eviction by policy/v1"),
     ("forward::several_ports_over_websocket", 31, "port-forward by SPDY within WebSocket"),
 ];
 

@@ -197,3 +197,6 @@ fn explain(code: &i32, message: &str) -> String {
     };
     format!(": {meaning}")
 }
+
+#[cfg(test)]
+mod tests;
