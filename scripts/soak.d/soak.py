@@ -211,6 +211,10 @@ def main() -> int:
     print(f"client's peak memory {memory} MiB")
     for wrong in totals.wrong:
         print(f"WRONG: {wrong}")
+    if totals.wrong:
+        said = BUILD / "soak-kshuttle.log"
+        said.write_text(text)
+        print(f"what kshuttle said: {said}")
     print("nothing was wrong" if not totals.wrong else f"{len(totals.wrong)} things were wrong")
     return 1 if totals.wrong else 0
 
