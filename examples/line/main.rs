@@ -22,7 +22,7 @@ use kshuttle_test_support::load::{Load, Seen, Servers, percentile};
 use tokio::runtime::{Builder, Runtime};
 
 use table::Sample;
-use ways::{Far, Near, Way};
+use ways::{Far, FarEnd, Near, Way};
 
 /// Until a line is full and the pacing knows it.
 const WARM_UP: Duration = Duration::from_secs(2);
@@ -49,11 +49,11 @@ struct Options {
 
 /// Each part has threads of its own, as programs would.
 pub(crate) struct Parts {
-    pub(crate) near: Runtime,
+    near: Runtime,
     line: Runtime,
     far: Far,
     servers: Servers,
-    _far: Runtime,
+    far_runtime: Runtime,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -62,7 +62,7 @@ fn main() -> anyhow::Result<()> {
     let far_runtime = runtime()?;
     let far = far_runtime.block_on(Far::start())?;
     let servers = far_runtime.block_on(Servers::start());
-    let parts = Parts { near: runtime()?, line: runtime()?, far, servers, _far: far_runtime };
+    let parts = Parts { near: runtime()?, line: runtime()?, far, servers, far_runtime };
     let mut samples = Vec::new();
     for path in &options.paths {
         for round in 1..=options.rounds {
@@ -101,28 +101,28 @@ fn measure(
     round: usize,
     time: Duration,
 ) -> anyhow::Result<Sample> {
-    let (line, near) = parts.open(path, way)?;
+    let (line, near, far) = parts.open(path, way)?;
     let servers = parts.servers.through(near.addresses);
     let (idle, seen) = parts.line.block_on(async {
         let idle = servers.run(Load { down: 0, up: 0 }, IDLE).await;
         (idle, servers.run(load, WARM_UP + time).await)
     });
-    parts.near.block_on(near.close());
-    drop(line);
+    drop((line, near, far));
     let seen = seen.between(WARM_UP, WARM_UP + time);
     Ok(Sample::new(path, way, load, round, &idle, &seen))
 }
 
 impl Parts {
     /// A fresh line with a fresh way over it.
-    pub(crate) fn open(&self, path: Path, way: Way) -> anyhow::Result<(Line, Near)> {
+    pub(crate) fn open(&self, path: Path, way: Way) -> anyhow::Result<(Line, Near, FarEnd)> {
+        let far = self.far_runtime.block_on(self.far.end(way))?;
         let line = self.line.block_on(async {
-            let line = Line::start(self.far.address(way), 1).await;
+            let line = Line::start(far.address, 1).await;
             line.set_both(path.quality());
             line
         });
         let near = self.near.block_on(way.start(&self.far, line.address, self.servers.addresses))?;
-        Ok((line, near))
+        Ok((line, near, far))
     }
 
     /// Runs one transfer down, and changes the line at the given times.

@@ -29,10 +29,9 @@ pub(crate) fn measure(parts: &Parts, ways: &[Way]) -> anyhow::Result<Vec<Sample>
     let mut samples = Vec::new();
     for [from, to] in kinds {
         for &way in ways {
-            let (line, near) = parts.open(from, way)?;
+            let (line, near, _far) = parts.open(from, way)?;
             let at = |part| Duration::from_secs(part * PART);
             let seen = parts.run(&near, &line, &[(at(1), to), (at(2), from)], at(3));
-            parts.near.block_on(near.close());
             for (begin, end, name) in WINDOWS {
                 let now = if (PART..2 * PART).contains(&begin) { to } else { from };
                 let window = seen.between(Duration::from_secs(begin), Duration::from_secs(end));

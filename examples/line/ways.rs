@@ -36,18 +36,23 @@ pub(crate) enum Way {
     OpenSsh,
 }
 
-/// The far ends, one for each kind of way.
+/// What the far ends have in common.
 pub(crate) struct Far {
-    sshd: Sshd,
     identity: Identity,
     keys: tempfile::TempDir,
     openssh: SocketAddr,
 }
 
+/// The far end of one way. Each gets one of its own: the pod's server waits for lost tunnels, and holds a limited number.
+pub(crate) struct FarEnd {
+    pub(crate) address: SocketAddr,
+    _sshd: Option<Sshd>,
+}
+
 /// A way that is up. Ends when dropped.
 pub(crate) struct Near {
     pub(crate) addresses: [SocketAddr; 3],
-    pool: Option<Pool>,
+    _pool: Option<Pool>,
     _ssh: Option<Child>,
 }
 
@@ -73,7 +78,7 @@ impl Way {
                 for address in &mut addresses {
                     *address = door(pool.clone(), *address).await?;
                 }
-                Ok(Near { addresses, pool: Some(pool), _ssh: None })
+                Ok(Near { addresses, _pool: Some(pool), _ssh: None })
             }
             Self::OpenSsh => {
                 let mut addresses = targets;
@@ -82,17 +87,8 @@ impl Way {
                 }
                 let ssh = ssh(far, line, addresses, targets)?;
                 tokio::time::timeout(UP_LIMIT, listens(addresses[2])).await.context("ssh listens")?;
-                Ok(Near { addresses, pool: None, _ssh: Some(ssh) })
+                Ok(Near { addresses, _pool: None, _ssh: Some(ssh) })
             }
-        }
-    }
-}
-
-impl Near {
-    /// The far end need not wait for it to come back.
-    pub(crate) async fn close(self) {
-        if let Some(pool) = self.pool {
-            pool.close().await;
         }
     }
 }
@@ -100,18 +96,20 @@ impl Near {
 impl Far {
     pub(crate) async fn start() -> anyhow::Result<Self> {
         let identity = Identity::generate()?;
-        let sshd = Sshd::start(&identity.authorized_key()?).await;
         let keys = tempfile::tempdir()?;
         let openssh = openssh_server(&identity, keys.path()).await?;
-        Ok(Self { sshd, identity, keys, openssh })
+        Ok(Self { identity, keys, openssh })
     }
 
-    /// Where the line must lead.
-    pub(crate) fn address(&self, way: Way) -> SocketAddr {
-        match way {
-            Way::Kshuttle(_) => self.sshd.address,
-            Way::OpenSsh => self.openssh,
-        }
+    /// Starts what the line must lead to.
+    pub(crate) async fn end(&self, way: Way) -> anyhow::Result<FarEnd> {
+        Ok(match way {
+            Way::Kshuttle(_) => {
+                let sshd = Sshd::start(&self.identity.authorized_key()?).await;
+                FarEnd { address: sshd.address, _sshd: Some(sshd) }
+            }
+            Way::OpenSsh => FarEnd { address: self.openssh, _sshd: None },
+        })
     }
 }
 

@@ -181,8 +181,10 @@ async fn count(counters: [&AtomicU64; 2], end: Instant) -> (Vec<u64>, Vec<u64>) 
 impl Seen {
     /// What was seen from `from` to `to`.
     pub fn between(&self, from: Duration, to: Duration) -> Self {
+        // What waits all the time was seen, too.
+        let seen = |at: Duration, took| (from..to).contains(&at) || at < from && at + took >= to;
         let within = |times: &[(Duration, Duration)]| {
-            times.iter().filter(|(at, _)| (from..to).contains(at)).copied().collect()
+            times.iter().copied().filter(|&(at, took)| seen(at, took)).collect()
         };
         let grains = |bytes: &[u64]| {
             let index = |at: Duration| ((at.as_millis() / GRAIN.as_millis()) as usize).min(bytes.len());
