@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use kshuttle_wire::pacing::Policy;
 
@@ -66,6 +66,12 @@ Examples:
   kshuttle port-forward web-0 5432 -n shop        Exactly this pod
   kshuttle port-forward --address 0.0.0.0 svc/web 8080:80    For other machines, too")]
     PortForward(PortForwardArgs),
+
+    /// Say how the sessions that run are: tunnels, round trips, losses
+    Status(StatusArgs),
+
+    /// End a session that runs, as Ctrl-C does
+    Quit(QuitArgs),
 }
 
 /// Flags of redirecting.
@@ -110,6 +116,33 @@ pub struct PortForwardArgs {
     /// Where to listen: IP addresses, separated by commas; localhost is 127.0.0.1 and ::1
     #[arg(long, value_name = "ADDRESSES", value_delimiter = ',', default_value = "localhost")]
     pub address: Vec<Address>,
+}
+
+/// Flags of `kshuttle status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Only this session: the id of its process
+    #[arg(value_name = "SESSION")]
+    pub name: Option<String>,
+
+    /// For programs
+    #[arg(short, long, value_name = "FORMAT")]
+    pub output: Option<Output>,
+}
+
+/// How to write for programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// A list of sessions.
+    Json,
+}
+
+/// Flags of `kshuttle quit`.
+#[derive(Debug, Args)]
+pub struct QuitArgs {
+    /// This session; need not be said where there is only one
+    #[arg(value_name = "SESSION")]
+    pub name: Option<String>,
 }
 
 /// Flags every command has, named as kubectl names them.

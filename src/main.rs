@@ -22,7 +22,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     // No thread exists yet: rights belong to threads.
     let helper = match cli.command {
         None => Some(start_helper()?),
-        Some(Command::Socks(_) | Command::PortForward(_)) => None,
+        Some(_) => None,
     };
     match privileges::drop_all()? {
         Became::RootWithoutCapabilities => Steps::default().say("running as root, without any capability"),
@@ -34,6 +34,8 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         match (&cli.command, helper) {
             (Some(Command::Socks(args)), _) => app::socks(&cli.cluster, args).await,
             (Some(Command::PortForward(args)), _) => app::port_forward(&cli.cluster, args).await,
+            (Some(Command::Status(args)), _) => app::status(args).await,
+            (Some(Command::Quit(args)), _) => app::quit(args).await,
             (None, Some(helper)) => app::redirect(&cli.cluster, &cli.redirect, helper).await,
             (None, None) => unreachable!("redirecting started the helper above"),
         }
