@@ -22,15 +22,20 @@ use self::existing::Existing;
 use self::keeper::Keeper;
 pub use self::ssh_config::{ssh_config, ssh_proxy};
 use crate::addr::Subnet;
-use crate::cli::{ClusterArgs, PodArgs, PortForwardArgs, RedirectArgs, SocksArgs};
+use crate::cli::{
+    ClusterArgs, Output, PodArgs, PortForwardArgs, QuitArgs, RedirectArgs, SocksArgs, StatusArgs,
+};
 use crate::cluster::client::{self, Cluster};
 use crate::cluster::port_forward::Transport;
 use crate::cluster::subnets;
+use crate::control::registry::{Found, sessions};
+use crate::control::socket::{AskError, Control, ask};
+use crate::control::{Answer, Request, Session, Status};
 use crate::port_forward::{self, Wanted};
 use crate::privileged::{Helper, PrivilegedError, Starting};
 use crate::proxy::{self, Connections, redirect, socks};
-use crate::report::Steps;
-use crate::shutdown::{Questions, Signals};
+use crate::report::{self, Steps};
+use crate::shutdown::{Questions, Signals, Stop};
 use crate::tunnel::pool::Pool;
 
 /// `kshuttle [SUBNET]…`: redirects until a signal, or until something ends that it needs.
@@ -38,11 +43,12 @@ use crate::tunnel::pool::Pool;
 /// # Errors
 /// Why it could not start or go on; [`crate::shutdown::Stop`] after a signal.
 pub async fn redirect(cluster: &ClusterArgs, args: &RedirectArgs, helper: Starting) -> anyhow::Result<()> {
-    run(async |parts: &mut Parts, steps: &mut Steps| {
+    run("redirect", async |parts: &mut Parts, steps: &mut Steps| {
         parts.helper = Some(helper.hello().await?);
         let cluster = parts.open_tunnel(cluster, &args.pod, steps).await?;
         let ranges = ranges(&cluster, &args.subnets, steps).await?;
         parts.redirect(&cluster, ranges, &args.exclude, steps).await?;
+        parts.session()?.is_ready();
         steps.ready("Ctrl-C ends it");
         Err(parts.until_failure(steps).await)
     })
@@ -54,13 +60,14 @@ pub async fn redirect(cluster: &ClusterArgs, args: &RedirectArgs, helper: Starti
 /// # Errors
 /// As [`redirect()`].
 pub async fn socks(cluster: &ClusterArgs, args: &SocksArgs) -> anyhow::Result<()> {
-    run(async |parts: &mut Parts, steps: &mut Steps| {
+    run("socks", async |parts: &mut Parts, steps: &mut Steps| {
         // Before anything else: the commonest mistake is a port that is taken.
         let listener = proxy::listen(args.listen).with_context(|| format!("listen on {}", args.listen))?;
         parts.open_tunnel(cluster, &args.pod, steps).await?;
         let address = listener.local_addr().context("ask for the port")?;
         let (connections, tunnel) = (parts.connections.clone(), parts.tunnel()?);
         parts.listeners.spawn(async move { socks::serve(listener, &connections, tunnel).await });
+        parts.session()?.is_ready();
         steps.ready(format_args!("SOCKS5 on {address}, e.g. ALL_PROXY=socks5h://{address}; Ctrl-C ends it"));
         Err(parts.until_failure(steps).await)
     })
@@ -72,7 +79,7 @@ pub async fn socks(cluster: &ClusterArgs, args: &SocksArgs) -> anyhow::Result<()
 /// # Errors
 /// As [`redirect()`].
 pub async fn port_forward(cluster: &ClusterArgs, args: &PortForwardArgs) -> anyhow::Result<()> {
-    run(async |parts: &mut Parts, steps: &mut Steps| {
+    run("port-forward", async |parts: &mut Parts, steps: &mut Steps| {
         let transport = cluster.transport;
         let cluster = connect_cluster(cluster, steps).await?;
         let wanted = Wanted {
@@ -85,23 +92,82 @@ pub async fn port_forward(cluster: &ClusterArgs, args: &PortForwardArgs) -> anyh
         for (address, port) in forwarding.places() {
             steps.forwarding(address, port);
         }
+        parts.session()?.is_ready();
         steps.ready("Ctrl-C ends it");
         Err(forwarding.serve(&parts.connections, &mut parts.listeners).await.into())
     })
     .await
 }
 
-/// Runs `work`, which starts everything and waits for an end, until a signal; then stops in order. A second signal ends the stop, too: what is left then is taken away
-/// by the helper and, when its idle time is over, by the pod itself.
+/// `kshuttle status`: how the sessions of this user are.
+///
+/// # Errors
+/// When the one that is named is not there or does not answer.
+pub async fn status(args: &StatusArgs) -> anyhow::Result<()> {
+    let mut all = Vec::new();
+    for Found { name, socket } in wanted(args.name.as_deref())? {
+        match ask(&name, &socket, Request::Status).await {
+            Ok(Answer::Status(status)) => all.push(status),
+            Ok(_) => return Err(AskError::Strange(name).into()),
+            // It has just ended.
+            Err(AskError::Io { .. }) if args.name.is_none() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    match args.output {
+        Some(Output::Json) => report::answer(&[serde_json::to_string_pretty(&all).context("write JSON")?]),
+        None if all.is_empty() => report::answer(&["no session".to_owned()]),
+        None => report::answer(&all.iter().flat_map(Status::lines).collect::<Vec<_>>()),
+    }
+    Ok(())
+}
+
+/// `kshuttle quit`: ends a session in order.
+///
+/// # Errors
+/// When it is not clear which, or it does not answer.
+pub async fn quit(args: &QuitArgs) -> anyhow::Result<()> {
+    let found = wanted(args.name.as_deref())?;
+    let [Found { name, socket }] = &found[..] else {
+        anyhow::ensure!(!found.is_empty(), "no session");
+        let names: Vec<_> = found.iter().map(|found| found.name.as_str()).collect();
+        anyhow::bail!("there are {} sessions; name one of {}", found.len(), names.join(", "));
+    };
+    match ask(name, socket, Request::Quit).await? {
+        Answer::Ending => {
+            report::answer(&[format!("session {name} ends")]);
+            Ok(())
+        }
+        _ => Err(AskError::Strange(name.clone()).into()),
+    }
+}
+
+/// The sessions with this name, or all.
+fn wanted(name: Option<&str>) -> anyhow::Result<Vec<Found>> {
+    let found: Vec<_> =
+        sessions().into_iter().filter(|found| name.is_none_or(|name| name == found.name)).collect();
+    match name {
+        Some(name) if found.is_empty() => anyhow::bail!("no session {name}"),
+        _ => Ok(found),
+    }
+}
+
+/// Runs `work`, which starts everything and waits for an end, until a signal or `kshuttle quit`; then stops in order. A second
+/// signal ends the stop, too: what is left then is taken away by the helper and, when its idle time is over, by the pod itself.
 async fn run(
+    command: &'static str,
     work: impl AsyncFnOnce(&mut Parts, &mut Steps) -> anyhow::Result<Infallible>,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::catch().context("catch signals")?;
-    let mut parts = Parts::default();
+    let questions = Questions::catch().context("catch signals")?;
+    let session = Session::start(command);
+    let mut parts = Parts { session: Some(session.clone()), ..Parts::default() };
     let mut steps = Steps::default();
     let ended = tokio::select! {
         Err(error) = work(&mut parts, &mut steps) => error,
         stop = signals.next() => stop.into(),
+        () = session.quit() => Stop::Quit.into(),
+        never = answer(questions, &session) => match never {},
     };
     tokio::select! {
         () = parts.stop(&mut steps) => Err(ended),
@@ -109,9 +175,33 @@ async fn run(
     }
 }
 
+/// Answers whoever asks how the session is: SIGUSR1, and the control socket.
+async fn answer(mut questions: Questions, session: &Session) -> Infallible {
+    let told = async {
+        loop {
+            questions.next().await;
+            for line in session.status().lines() {
+                Steps::default().say(line);
+            }
+        }
+    };
+    let served = async {
+        match Control::listen() {
+            Ok(control) => control.serve(session.clone()).await,
+            Err(error) => tracing::info!(%error, "no place for a control socket"),
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        never = told => never,
+        never = served => never,
+    }
+}
+
 /// What has been started so far, in this order.
 #[derive(Default)]
 struct Parts {
+    session: Option<Session>,
     helper: Option<Helper>,
     through: Option<Through>,
     connections: Connections,
@@ -172,8 +262,17 @@ impl Parts {
         steps: &mut Steps,
     ) -> anyhow::Result<Cluster> {
         let cluster = connect_cluster(args, steps).await?;
-        self.through.insert(Through::new(cluster.clone(), args.transport, pod)?).start(steps).await?;
+        let through = self.through.insert(Through::new(cluster.clone(), args.transport, pod)?);
+        if let Some(session) = &self.session {
+            session.has(through.pool());
+        }
+        through.start(steps).await?;
         Ok(cluster)
+    }
+
+    /// What is told to those who ask.
+    fn session(&self) -> anyhow::Result<&Session> {
+        self.session.as_ref().context("no session was begun")
     }
 
     /// Where connections go.
@@ -222,7 +321,6 @@ impl Parts {
 
     /// Waits until something is lost that the session needs and nobody can replace.
     async fn until_failure(&mut self, steps: &mut Steps) -> anyhow::Error {
-        let pool = self.through.as_ref().map(|through| through.pool().clone());
         let kept = async {
             match self.through.as_mut() {
                 Some(through) => through.keep(steps).await,
@@ -235,21 +333,9 @@ impl Parts {
                 None => std::future::pending().await,
             }
         };
-        let answered = async {
-            match (Questions::catch(), pool) {
-                (Ok(mut questions), Some(pool)) => loop {
-                    questions.next().await;
-                    for tunnel in pool.status() {
-                        Steps::default().say(tunnel);
-                    }
-                },
-                _ => std::future::pending::<Infallible>().await,
-            }
-        };
         tokio::select! {
             error = kept => error,
             error = helper_lost => error.into(),
-            never = answered => match never {},
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
 use kshuttle_wire::pacing::Policy;
 
@@ -110,6 +110,12 @@ Examples:
 
     /// List what sessions left in the namespace: pods of yours, programs that no pod runs; --yes removes it
     Cleanup(CleanupArgs),
+
+    /// Say how the sessions that run are: tunnels, round trips, losses
+    Status(StatusArgs),
+
+    /// End a session that runs, as Ctrl-C does
+    Quit(QuitArgs),
 }
 
 /// Flags of `kshuttle ssh-config`.
@@ -181,6 +187,33 @@ pub struct PortForwardArgs {
     /// Where to listen: IP addresses, separated by commas; localhost is 127.0.0.1 and ::1
     #[arg(long, value_name = "ADDRESSES", value_delimiter = ',', default_value = "localhost")]
     pub address: Vec<Address>,
+}
+
+/// Flags of `kshuttle status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Only this session: the id of its process
+    #[arg(value_name = "SESSION")]
+    pub name: Option<String>,
+
+    /// For programs
+    #[arg(short, long, value_name = "FORMAT")]
+    pub output: Option<Output>,
+}
+
+/// How to write for programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// A list of sessions.
+    Json,
+}
+
+/// Flags of `kshuttle quit`.
+#[derive(Debug, Args)]
+pub struct QuitArgs {
+    /// This session; need not be said where there is only one
+    #[arg(value_name = "SESSION")]
+    pub name: Option<String>,
 }
 
 /// Flags every command has, named as kubectl names them.

@@ -36,6 +36,8 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
             (Some(Command::SshConfig(args)), _) => app::ssh_config(&cli.cluster, args).await,
             (Some(Command::SshProxy(args)), _) => app::ssh_proxy(&cli.cluster, args).await,
             (Some(Command::Cleanup(args)), _) => app::cleanup(&cli.cluster, args).await,
+            (Some(Command::Status(args)), _) => app::status(args).await,
+            (Some(Command::Quit(args)), _) => app::quit(args).await,
             (None, Some(helper)) => app::redirect(&cli.cluster, &cli.redirect, helper).await,
             (None, None) => unreachable!("redirecting started the helper above"),
         }

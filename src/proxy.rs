@@ -94,7 +94,7 @@ impl Connections {
 }
 
 /// Joins a connection and its flow. Every end but an orderly one resets both.
-async fn forward(socket: TcpStream, flow: Flow, target: &impl fmt::Display) {
+async fn forward(socket: TcpStream, flow: Flow, target: impl fmt::Display) {
     match relay::relay(socket, flow).await {
         Ok(()) => tracing::debug!(%target, "closed"),
         Err(error) => tracing::debug!(%target, error = &error as &dyn std::error::Error, "reset"),

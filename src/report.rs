@@ -112,6 +112,15 @@ impl Steps {
     }
 }
 
+/// Prints what was asked for, on standard output.
+pub fn answer(lines: &[String]) {
+    let mut out = std::io::stdout().lock();
+    for line in lines {
+        // Nobody reads it: no reason to fail.
+        let _ = writeln!(out, "{line}");
+    }
+}
+
 /// Prints why the program ends and what to do about it; returns the exit code.
 pub fn failure(error: &anyhow::Error) -> u8 {
     if let Some(stop) = error.downcast_ref::<Stop>() {

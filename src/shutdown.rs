@@ -14,12 +14,15 @@ pub enum Stop {
     Terminate,
     /// The terminal was closed.
     Hangup,
+    /// `kshuttle quit`.
+    Quit,
 }
 
 impl Stop {
-    /// Exit code shells give a program that died of this signal: 128 + its number.
+    /// Exit code shells give a program that died of this signal: 128 + its number. Who quits gets what was asked for.
     pub fn exit_code(self) -> u8 {
         match self {
+            Self::Quit => 0,
             Self::Hangup => 129,
             Self::Interrupt => 130,
             Self::Terminate => 143,

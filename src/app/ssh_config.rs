@@ -23,7 +23,7 @@ use crate::report::Steps;
 pub async fn ssh_config(cluster: &ClusterArgs, args: &SshConfigArgs) -> anyhow::Result<()> {
     anyhow::ensure!(args.pod.pod.is_none(), "`ssh-config` is for a pod that it makes: it takes no --pod");
     let folder = Folder::make()?;
-    run(async |parts: &mut Parts, steps: &mut Steps| {
+    run("ssh-config", async |parts: &mut Parts, steps: &mut Steps| {
         let connected = parts.open_tunnel(cluster, &args.pod, steps).await?;
         let Some(Through::Own(keeper)) = &parts.through else { anyhow::bail!("no pod was made") };
         let key = keeper.identity().to_openssh().context("write down this session's key")?;

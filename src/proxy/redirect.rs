@@ -25,8 +25,9 @@ async fn redirected(socket: TcpStream, tunnel: impl Connect) {
     };
     tracing::debug!(%target, "redirected");
     // The application is connected already; what it sends first travels with the question.
-    match tunnel.connect(&target).await {
-        Ok(flow) => forward(socket, flow, &target).await,
+    // Boxed: what only the question needs is not kept for as long as the connection is open.
+    match Box::pin(tunnel.connect(&target)).await {
+        Ok(flow) => Box::pin(forward(socket, flow, target)).await,
         Err(error) => tracing::debug!(%target, error = &error as &dyn std::error::Error, "no tunnel"),
     }
 }

@@ -27,8 +27,9 @@ pub async fn serve(listener: TcpListener, connections: &Connections, tunnel: imp
 
 async fn client(socket: TcpStream, tunnel: impl Connect) {
     relay::disarm(&socket); // an answer of ours must arrive, also a refusal; `relay` arms it again
-    match connect(socket, tunnel).await {
-        Ok((socket, flow, target)) => forward(socket, flow, &target).await,
+    // Boxed: what only the handshake needs is not kept for as long as the connection is open.
+    match Box::pin(connect(socket, tunnel)).await {
+        Ok((socket, flow, target)) => Box::pin(forward(socket, flow, target)).await,
         Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "no SOCKS connection"),
     }
 }

@@ -1,8 +1,8 @@
 //! Tunnels that survive what happens to their byte streams.
 
 use std::io::ErrorKind;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -154,6 +154,43 @@ async fn an_idle_flow_outlives_an_outage_and_new_ones_wait_for_its_end() {
     scene.unreachable.store(false, Ordering::Relaxed);
     within(new.read_exact(&mut [0; 1])).await.unwrap();
     ping(&mut idle).await;
+}
+
+#[tokio::test]
+async fn an_outage_is_logged_with_its_length() {
+    let log = Arc::<Mutex<Vec<u8>>>::default();
+    let writer = log.clone();
+    let subscriber =
+        tracing_subscriber::fmt().with_ansi(false).with_writer(move || Log(writer.clone())).finish();
+    // Of this thread, on which everything of this test runs.
+    let _logging = tracing::subscriber::set_default(subscriber);
+    let scene = Scene::start(Settings { tunnels: 1, ..Settings::default() }).await;
+    scene.unreachable.store(true, Ordering::Relaxed);
+    scene.line.reset_all();
+    let down = |scene: &Scene| scene.pool.status()[0].down_for;
+    scene.until(|scene| down(scene).is_some_and(|down| down > Duration::from_secs(1))).await;
+    let status = scene.pool.status()[0].clone();
+    assert!(!status.up && status.last_error.as_deref() == Some("nobody is there"), "{status}");
+    scene.unreachable.store(false, Ordering::Relaxed);
+    scene.until(|scene| scene.pool.status()[0].up).await;
+    assert_eq!(down(&scene), None);
+    let log = String::from_utf8(log.lock().unwrap().clone()).unwrap();
+    let line = log.lines().find(|line| line.contains("byte stream back after")).expect(&log);
+    let length = line.split("after ").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
+    assert!(line.contains("INFO") && length.is_some_and(|ms| ms >= 1000), "{line}");
+}
+
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

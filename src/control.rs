@@ -1,0 +1,190 @@
+//! Asking a session that runs: how it is, and to end.
+//!
+//! Each session has a folder with a socket ([`registry`]); a question is one line of JSON, and so is the answer ([`socket`]).
+//! Only the session's own user and root are answered.
+
+pub mod registry;
+pub mod socket;
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use kshuttle_wire::link::Phase;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use crate::tunnel::pool::{Pool, TunnelStatus};
+
+/// What can be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "do")]
+pub enum Request {
+    /// How are you?
+    Status,
+    /// End in order.
+    Quit,
+}
+
+/// What is answered.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// To [`Request::Status`].
+    Status(Status),
+    /// To [`Request::Quit`]: it is ending.
+    Ending,
+    /// The question was not understood.
+    Error(String),
+}
+
+/// A session at one moment. A newer one may have more fields.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Its name, the id of its process.
+    pub name: String,
+    /// `redirect`, `socks` or `port-forward`.
+    pub command: String,
+    /// kshuttle's version.
+    pub version: String,
+    /// Whether it has said that it is ready.
+    pub ready: bool,
+    /// Since its start.
+    pub seconds: f64,
+    /// None before the pod runs, and for `port-forward`.
+    pub tunnels: Vec<Tunnel>,
+}
+
+/// A tunnel at one moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Tunnel {
+    /// Its number, from 1.
+    pub number: usize,
+    /// `up`, `down` or `starting`.
+    pub state: String,
+    /// What its byte stream is made of.
+    pub way: String,
+    /// Whether connections outlive the byte stream.
+    pub resumable: bool,
+    /// Connections in it.
+    pub connections: usize,
+    /// For how long there has been no byte stream.
+    pub down_seconds: Option<f64>,
+    /// Losses of the byte stream that no connection noticed.
+    pub losses_survived: u64,
+    /// Round trip, as measured last.
+    pub rtt_ms: Option<f64>,
+    /// What arrives at the pod, as measured last.
+    pub bytes_per_second: Option<f64>,
+    /// What may be under way.
+    pub budget_bytes: Option<u64>,
+    /// Sent and not confirmed.
+    pub in_flight_bytes: Option<u64>,
+    /// Kept for the case that it must be sent again.
+    pub replay_buffer_bytes: Option<usize>,
+    /// Why the last attempt or byte stream failed.
+    pub last_error: Option<String>,
+    /// The same in a line for people.
+    pub words: String,
+}
+
+/// The session of this process, as those see it who ask. Cheap to clone.
+#[derive(Clone)]
+pub struct Session {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    command: &'static str,
+    started: Instant,
+    ready: OnceLock<()>,
+    pool: OnceLock<Pool>,
+    quit: Notify,
+}
+
+impl Session {
+    /// One that starts now.
+    pub fn start(command: &'static str) -> Self {
+        let (ready, pool) = (OnceLock::new(), OnceLock::new());
+        Self {
+            shared: Arc::new(Shared { command, started: Instant::now(), ready, pool, quit: Notify::new() }),
+        }
+    }
+
+    /// Its tunnels, from now on.
+    pub fn has(&self, pool: &Pool) {
+        let _ = self.shared.pool.set(pool.clone()); // there is one for each session
+    }
+
+    /// It serves, from now on.
+    pub fn is_ready(&self) {
+        let _ = self.shared.ready.set(()); // once is enough
+    }
+
+    /// Waits until somebody wants it to end.
+    pub async fn quit(&self) {
+        self.shared.quit.notified().await;
+    }
+
+    /// How it is.
+    pub fn status(&self) -> Status {
+        let Shared { command, started, ready, pool, .. } = &*self.shared;
+        Status {
+            name: std::process::id().to_string(),
+            command: (*command).to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ready: ready.get().is_some(),
+            seconds: started.elapsed().as_secs_f64(),
+            tunnels: pool.get().map(Pool::status).unwrap_or_default().into_iter().map(Tunnel::from).collect(),
+        }
+    }
+
+    fn answer(&self, request: Request) -> Answer {
+        match request {
+            Request::Status => Answer::Status(self.status()),
+            Request::Quit => {
+                self.shared.quit.notify_one();
+                Answer::Ending
+            }
+        }
+    }
+}
+
+impl Status {
+    /// For people.
+    pub fn lines(&self) -> Vec<String> {
+        let state = if self.ready { "ready" } else { "starting" };
+        let age = Duration::from_secs(self.seconds as u64);
+        let first =
+            format!("session {}: kshuttle {}, {state}, for {} s", self.name, self.command, age.as_secs());
+        std::iter::once(first)
+            .chain(self.tunnels.iter().map(|tunnel| format!("  {}", tunnel.words)))
+            .collect()
+    }
+}
+
+impl From<TunnelStatus> for Tunnel {
+    fn from(status: TunnelStatus) -> Self {
+        let state = match (&status.down_for, status.up) {
+            (_, true) => "up",
+            (Some(_), false) => "down",
+            (None, false) => "starting",
+        };
+        let link = status.link.as_ref().filter(|link| !matches!(link.phase, Phase::Ended(_)));
+        Self {
+            words: status.to_string(),
+            number: status.number,
+            state: state.to_owned(),
+            resumable: status.link.is_some(),
+            connections: status.flows,
+            down_seconds: status.down_for.map(|down| down.as_secs_f64()),
+            losses_survived: status.survived,
+            rtt_ms: link.and_then(|link| link.rtt).map(|rtt| rtt.as_secs_f64() * 1e3),
+            bytes_per_second: status.pacing.map(|path| path.rate),
+            budget_bytes: status.pacing.map(|path| path.budget),
+            in_flight_bytes: link.map(|link| link.in_flight),
+            replay_buffer_bytes: link.map(|link| link.replay_buffer),
+            way: status.way,
+            last_error: status.last_error,
+        }
+    }
+}
