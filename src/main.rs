@@ -25,6 +25,8 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Some(_) => None,
     };
     match privileges::drop_all()? {
+        // Its standard error is ssh's.
+        _ if matches!(cli.command, Some(Command::SshProxy(_))) => {}
         Became::RootWithoutCapabilities => Steps::default().say("running as root, without any capability"),
         Became::User(name) => Steps::default().say(format_args!("running as {name}")),
         Became::Unchanged => {}

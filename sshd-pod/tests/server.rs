@@ -1,5 +1,7 @@
 //! The server as a process of its own: what strangers get, what it writes down, what it needs.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "all of this is a test")]
+
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::Stdio;
