@@ -164,7 +164,7 @@ impl PortForwardError {
     }
 
     /// This error among the causes of another: the tunnels share theirs, so it may be behind an [`Arc`].
-    pub fn among(cause: &(dyn StdError + 'static)) -> Option<&Self> {
+    pub fn among<'a>(cause: &'a (dyn StdError + 'static)) -> Option<&'a Self> {
         let shared = || cause.downcast_ref::<Arc<dyn StdError + Send + Sync>>()?.downcast_ref();
         cause.downcast_ref().or_else(shared)
     }
