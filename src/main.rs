@@ -24,6 +24,8 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Some(_) => None,
     };
     match privileges::drop_all()? {
+        // Of ssh-proxy the standard error is ssh's; the others end at once.
+        _ if matches!(cli.command, Some(Command::SshProxy(_) | Command::Status(_) | Command::Quit(_))) => {}
         Became::RootWithoutCapabilities => Steps::default().say("running as root, without any capability"),
         Became::User(name) => Steps::default().say(format_args!("running as {name}")),
         Became::Unchanged => {}

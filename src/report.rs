@@ -169,7 +169,7 @@ fn exit_code(cause: &(dyn StdError + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<Arc<TargetError>>() {
         return target_exit_code(error);
     }
-    if cause.downcast_ref().is_some_and(PortForwardError::is_denied) {
+    if PortForwardError::among(cause).is_some_and(PortForwardError::is_denied) {
         return Some(exit::NOT_PERMITTED);
     }
     match cause.downcast_ref()? {
@@ -219,7 +219,7 @@ fn hint(cause: &(dyn StdError + 'static)) -> Option<String> {
             _ => return None,
         });
     }
-    if cause.downcast_ref().is_some_and(PortForwardError::is_forbidden) {
+    if PortForwardError::among(cause).is_some_and(PortForwardError::is_forbidden) {
         return Some(FORWARD_RIGHTS.into());
     }
     if let Some(error) = cause.downcast_ref::<RightsError>() {
@@ -270,6 +270,7 @@ fn hint(cause: &(dyn StdError + 'static)) -> Option<String> {
 mod tests {
     use super::*;
     use crate::cluster::port_forward::Transport;
+    use crate::tunnel::pool::DialError;
 
     fn server() -> PortForwardError {
         PortForwardError::Server { status: 502, message: "Bad Gateway".into(), reason: String::new() }
@@ -299,5 +300,8 @@ mod tests {
         let unauthorized = PortForwardError::Unauthorized { message: "expired".into() };
         assert_eq!(told(unauthorized), (Some(exit::NOT_PERMITTED), None));
         assert_eq!(told(refusals(server(), server())), (None, None));
+        // As the tunnels report it.
+        let error = anyhow::Error::new(DialError::lasting(forbidden()));
+        assert_eq!(error.chain().find_map(exit_code), Some(exit::NOT_PERMITTED));
     }
 }

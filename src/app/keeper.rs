@@ -260,7 +260,7 @@ fn route(dialer: &Dialer, pod: &SshdPod, identity: &Identity, host_key: &HostKey
 fn lacks_right(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.downcast_ref().is_some_and(|error: &PodError| error.missing_right().is_some())
-            || cause.downcast_ref().is_some_and(PortForwardError::is_forbidden)
+            || PortForwardError::among(cause).is_some_and(PortForwardError::is_forbidden)
     })
 }
 
@@ -273,7 +273,7 @@ fn passes(error: &anyhow::Error) -> bool {
         Some(_) => false,
         None => error.chain().any(|cause| {
             matches!(
-                cause.downcast_ref(),
+                PortForwardError::among(cause),
                 Some(
                     PortForwardError::Dial(_)
                         | PortForwardError::Timeout { .. }

@@ -1,6 +1,6 @@
 //! Everything that can go wrong with a port-forward, before and after the upgrade, as one type.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{error::Error as StdError, io, sync::Arc, time::Duration};
 
 use thiserror::Error;
 
@@ -161,6 +161,12 @@ impl PortForwardError {
     /// names, that way would have been open.
     pub fn is_forbidden(&self) -> bool {
         self.any(|error| matches!(error, Self::Forbidden { .. }))
+    }
+
+    /// This error among the causes of another: the tunnels share theirs, so it may be behind an [`Arc`].
+    pub fn among<'a>(cause: &'a (dyn StdError + 'static)) -> Option<&'a Self> {
+        let shared = || cause.downcast_ref::<Arc<dyn StdError + Send + Sync>>()?.downcast_ref();
+        cause.downcast_ref().or_else(shared)
     }
 
     /// Whether the cluster refuses who we are, or what we may.
