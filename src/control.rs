@@ -120,6 +120,11 @@ impl Session {
         let _ = self.shared.ready.set(()); // once is enough
     }
 
+    /// Ends the session, once whoever asked has the answer.
+    fn end(&self) {
+        self.shared.quit.notify_one();
+    }
+
     /// Waits until somebody wants it to end.
     pub async fn quit(&self) {
         self.shared.quit.notified().await;
@@ -141,10 +146,7 @@ impl Session {
     fn answer(&self, request: Request) -> Answer {
         match request {
             Request::Status => Answer::Status(self.status()),
-            Request::Quit => {
-                self.shared.quit.notify_one();
-                Answer::Ending
-            }
+            Request::Quit => Answer::Ending,
         }
     }
 }

@@ -117,7 +117,11 @@ async fn answer(stream: UnixStream, session: &Session) -> io::Result<()> {
     };
     let mut line = serde_json::to_vec(&answer)?;
     line.push(b'\n');
-    write.write_all(&line).await
+    let written = write.write_all(&line).await;
+    if matches!(answer, Answer::Ending) {
+        session.end(); // not before: the process may be gone at once
+    }
+    written
 }
 
 /// Asks the session `name` at its socket.
