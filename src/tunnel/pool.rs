@@ -11,6 +11,7 @@
 //! made of.
 
 mod slot;
+mod status;
 mod stock;
 
 use std::error::Error;
@@ -30,7 +31,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use self::slot::Slot;
-pub use self::slot::TunnelStatus;
+pub use self::status::TunnelStatus;
 use super::identity::{HostKey, Identity};
 use super::network::Changes;
 use super::{Connect, ConnectError};
