@@ -10,7 +10,6 @@ use kshuttle::tunnel::identity::{HostKey, Identity};
 use kshuttle::tunnel::ssh::Session;
 use kshuttle_sshd::idle::Presence;
 use kshuttle_sshd::server as sshd;
-use kshuttle_test_support::line::{Direction, Line, Quality};
 use kshuttle_test_support::net::{connection, echo, greet_and_hold, server};
 use kshuttle_test_support::sshd::Sshd;
 use kshuttle_test_support::{pattern, within};
@@ -162,38 +161,6 @@ async fn flows_survive_resets_in_every_phase_of_a_session() {
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     within(handle.ended()).await;
     within(kept).await.unwrap();
-}
-
-/// One round trip, and no clock to measure it: while nothing comes back from the pod, a new connection's first bytes reach
-/// the target; all that is missing then is the way back.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_new_connection_takes_one_round_trip() {
-    let scene = scene().await;
-    let line = Line::start(scene.sshd.address, 1).await;
-    let (stream, handle) = connect(Token::generate().unwrap(), Limits::default());
-    keep_attached(handle, line.address);
-    let session =
-        Session::start_on_link(stream, &scene.identity, &HostKey::default(), Policy::Auto).await.unwrap();
-    there_and_back(&session, 1000).await; // the session stands
-    let (arrived, mut arrivals) = tokio::sync::mpsc::channel(1);
-    let target = server(move |mut socket: TcpStream| {
-        let arrived = arrived.clone();
-        async move {
-            let mut asked = [0; 8];
-            socket.read_exact(&mut asked).await.unwrap();
-            arrived.send(asked).await.unwrap();
-            socket.write_all(b"answer").await.unwrap();
-        }
-    })
-    .await;
-    line.set(Direction::Down, Quality { stalled: true, ..Quality::default() });
-    let mut application = application(&session, target.into()).await;
-    application.write_all(b"question").await.unwrap();
-    assert_eq!(within(arrivals.recv()).await.unwrap(), *b"question");
-    line.set(Direction::Down, Quality::default());
-    let mut answer = [0; 6];
-    within(application.read_exact(&mut answer)).await.unwrap();
-    assert_eq!(&answer, b"answer");
 }
 
 #[tokio::test(flavor = "multi_thread")]

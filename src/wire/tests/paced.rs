@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use kshuttle_test_support::line::{Direction, Line, Quality};
 use kshuttle_test_support::net::{connection, echo, server as target};
 use kshuttle_test_support::{pattern, within};
 use kshuttle_wire::flow::client::FlowClient;
@@ -164,6 +165,49 @@ async fn both_directions_arrive_whole_whatever_the_budget() {
         assert!(got == pattern(LENGTH), "{policy}");
         assert!(session.pacers.iter().all(|pacer| pacer.figures().rate > 0.0), "{policy}");
     }
+}
+
+/// One round trip, and no clock to measure it: while nothing comes back from the pod, a new connection's first bytes reach
+/// the target; all that is missing then is the way back.
+#[tokio::test]
+async fn a_new_connection_takes_one_round_trip() {
+    let pod = target(|socket| async move {
+        let _ = server::serve_paced(socket, Some(Pacer::new(Policy::Auto))).await;
+    })
+    .await;
+    let line = Line::start(pod, 1).await;
+    let socket = TcpStream::connect(line.address).await.unwrap();
+    let client = FlowClient::start_paced(socket, Some(Pacer::new(Policy::Auto))).await.unwrap();
+    let session = |target: String| {
+        let client = &client;
+        async move {
+            let (application, accepted) = connection().await;
+            let flow = client.open(&target).await.unwrap();
+            tokio::spawn(relay::relay(accepted, flow));
+            application
+        }
+    };
+    let echo = target(echo).await.to_string();
+    round_trip(&mut session(echo).await).await; // the session stands
+    let (arrived, mut arrivals) = tokio::sync::mpsc::channel(1);
+    let asked = target(move |mut socket| {
+        let arrived = arrived.clone();
+        async move {
+            let mut question = [0; 8];
+            socket.read_exact(&mut question).await.unwrap();
+            arrived.send(question).await.unwrap();
+            socket.write_all(b"answer").await.unwrap();
+        }
+    })
+    .await;
+    line.set(Direction::Down, Quality { stalled: true, ..Quality::default() });
+    let mut application = within(session(asked.to_string())).await;
+    application.write_all(b"question").await.unwrap();
+    assert_eq!(within(arrivals.recv()).await.unwrap(), *b"question");
+    line.set(Direction::Down, Quality::default());
+    let mut answer = [0; 6];
+    within(application.read_exact(&mut answer)).await.unwrap();
+    assert_eq!(&answer, b"answer");
 }
 
 /// A permit is asked for only when the flow's window has room: flows nobody reads hold no budget.
