@@ -22,9 +22,9 @@ pub struct PodOptions {
     pub owner: String,
     /// This session's name, by which the next one knows whether it is over.
     pub session: String,
-    /// Longest wait for the pod to run; [`START_TIME_MAX`].
+    /// Longest wait for the pod to run; [`START_TIME_MAX`](super::START_TIME_MAX).
     pub start_time_max: Duration,
-    /// Longest wait for a node after the scheduler said that there is none, if none is on its way; [`NODE_TIME_MAX`].
+    /// Longest wait for a node after the scheduler said that there is none, if none is on its way; [`NODE_TIME_MAX`](super::NODE_TIME_MAX).
     pub node_time_max: Duration,
     /// When the kubelet is to pull the image; none for what suits the program.
     pub pull_policy: Option<PullPolicy>,

@@ -131,7 +131,7 @@ pub struct Law {
     effective_rtt: Option<f64>,
     probe: Probe,
     noise: Noise,
-    /// Slot of [`PROBE_EVERY`] in which the last regular probe fell.
+    /// Slot of [`probe`] in which the last regular probe fell.
     slot: Option<u64>,
     /// The probe was made for a suspicion, not because it was time.
     suspicion: bool,
