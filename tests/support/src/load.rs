@@ -170,8 +170,8 @@ async fn count(counters: [&AtomicU64; 2], end: Instant) -> (Vec<u64>, Vec<u64>) 
     while Instant::now() < end {
         clock.tick().await;
         let now = counters.map(|counter| counter.load(Ordering::Relaxed));
-        for way in 0..2 {
-            seen[way].push(now[way] - before[way]);
+        for (seen, (now, before)) in seen.iter_mut().zip(now.iter().zip(before)) {
+            seen.push(now - before);
         }
         before = now;
     }
