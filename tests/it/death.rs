@@ -12,7 +12,7 @@ use kshuttle::tunnel::identity::{HostKey, Identity};
 use kshuttle::tunnel::pool::{DialError, Dialed, Pool, Route, Settings};
 use kshuttle::tunnel::ssh::Session;
 use kshuttle_test_support::line::Line;
-use kshuttle_test_support::net::{connection, server};
+use kshuttle_test_support::net::{connect_through, connection, server};
 use kshuttle_test_support::openssh::OpenSsh;
 use kshuttle_test_support::sshd::Sshd;
 use kshuttle_test_support::within;
@@ -51,16 +51,7 @@ async fn through_socks(tunnel: impl Connect, to: SocketAddr) -> TcpStream {
     let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move { socks::serve(listener, &Connections::default(), tunnel).await });
-    let SocketAddr::V4(to) = to else { panic!("IPv4 only") };
-    let mut socket = TcpStream::connect(address).await.unwrap();
-    let mut request = vec![5, 1, 0, 5, 1, 0, 1];
-    request.extend(to.ip().octets());
-    request.extend(to.port().to_be_bytes());
-    socket.write_all(&request).await.unwrap();
-    let mut reply = [0; 12];
-    within(socket.read_exact(&mut reply)).await.unwrap();
-    assert_eq!(reply[..4], [5, 0, 5, 0]);
-    socket
+    connect_through(address, to).await
 }
 
 /// As the redirect's listener does it.

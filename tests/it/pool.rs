@@ -11,9 +11,9 @@ use kshuttle::tunnel::identity::{HostKey, Identity};
 use kshuttle::tunnel::pool::{DialError, Dialed, HOLD, Pool, Route, Settings};
 use kshuttle::tunnel::{Connect, ConnectError};
 use kshuttle_test_support::line::{Direction, Line, Quality};
-use kshuttle_test_support::net::{connection, echo, greet_and_hold, server};
+use kshuttle_test_support::net::{connection, echo, exchange, greet_and_hold, ping, server};
 use kshuttle_test_support::sshd::Sshd;
-use kshuttle_test_support::{pattern, within};
+use kshuttle_test_support::within;
 use kshuttle_wire::relay;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -93,24 +93,6 @@ impl Scene {
         };
         within(wait).await;
     }
-}
-
-/// Sends `length` bytes and reads the echo at the same time; they must be the same.
-async fn exchange(mut application: TcpStream, length: usize) {
-    let (mut read, mut write) = application.split();
-    let sent = pattern(length);
-    let mut got = Vec::with_capacity(length);
-    let send = async {
-        write.write_all(&sent).await.unwrap();
-        write.shutdown().await.unwrap();
-    };
-    tokio::join!(send, async { within(read.read_to_end(&mut got)).await.unwrap() });
-    assert!(got == sent, "{} of {length} bytes", got.len());
-}
-
-async fn ping(application: &mut TcpStream) {
-    application.write_all(b"x").await.unwrap();
-    within(application.read_exact(&mut [0; 1])).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,7 +11,7 @@ use kshuttle::tunnel::Connect;
 use kshuttle::tunnel::identity::{HostKey, Identity};
 use kshuttle::tunnel::pool::{DialError, Dialed, Pool, Route, Settings};
 use kshuttle::tunnel::ssh::SessionError;
-use kshuttle_test_support::net::{closed_port, connection, echo, greet_and_hold, server};
+use kshuttle_test_support::net::{closed_port, connection, echo, exchange, greet_and_hold, ping, server};
 use kshuttle_test_support::openssh::OpenSsh;
 use kshuttle_test_support::sshd::Sshd;
 use kshuttle_test_support::{pattern, within};
@@ -91,24 +91,6 @@ async fn application(pool: &Pool, target: Target) -> TcpStream {
         }
     });
     application
-}
-
-/// Sends `length` bytes and reads the echo at the same time; they must be the same.
-async fn exchange(mut application: TcpStream, length: usize) {
-    let (mut read, mut write) = application.split();
-    let sent = pattern(length);
-    let mut got = Vec::with_capacity(length);
-    let send = async {
-        write.write_all(&sent).await.unwrap();
-        write.shutdown().await.unwrap();
-    };
-    tokio::join!(send, async { within(read.read_to_end(&mut got)).await.unwrap() });
-    assert!(got == sent, "{} of {length} bytes", got.len());
-}
-
-async fn ping(application: &mut TcpStream) {
-    application.write_all(b"x").await.unwrap();
-    within(application.read_exact(&mut [0; 1])).await.unwrap();
 }
 
 /// Sends for as long as somebody takes it.

@@ -17,7 +17,7 @@ use futures::FutureExt;
 use kshuttle::proxy::{Connections, listen, socks};
 use kshuttle::tunnel::identity::{HostKey, Identity};
 use kshuttle::tunnel::pool::{DialError, Dialed, Pool, Route, Settings};
-use kshuttle_test_support::net::{echo, server};
+use kshuttle_test_support::net::{connect_through, echo, ping, server};
 use kshuttle_test_support::sshd::Sshd;
 use kshuttle_test_support::within;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -154,7 +154,7 @@ impl Ends {
 
     /// A connection to `to` that is answered.
     async fn connect(&self, to: SocketAddr) -> TcpStream {
-        connect(self.socks, to).await
+        connect_through(self.socks, to).await
     }
 
     fn memory(&self) -> [i64; 2] {
@@ -168,24 +168,6 @@ impl Ends {
     }
 }
 
-async fn connect(socks: SocketAddr, to: SocketAddr) -> TcpStream {
-    let SocketAddr::V4(to) = to else { panic!("IPv4 only") };
-    let mut socket = within(TcpStream::connect(socks)).await.unwrap();
-    let mut request = vec![5, 1, 0, 5, 1, 0, 1];
-    request.extend(to.ip().octets());
-    request.extend(to.port().to_be_bytes());
-    socket.write_all(&request).await.unwrap();
-    let mut reply = [0; 12];
-    within(socket.read_exact(&mut reply)).await.unwrap();
-    assert_eq!(reply[..4], [5, 0, 5, 0]);
-    socket
-}
-
-async fn ping(socket: &mut TcpStream) {
-    socket.write_all(b"x").await.unwrap();
-    within(socket.read_exact(&mut [0; 1])).await.unwrap();
-}
-
 /// Opened, used and closed in order, `count` times.
 async fn come_and_go(ends: &Ends, to: SocketAddr, count: usize) {
     let socks = ends.socks;
@@ -195,7 +177,7 @@ async fn come_and_go(ends: &Ends, to: SocketAddr, count: usize) {
             open.join_next().await.unwrap().unwrap();
         }
         open.spawn(async move {
-            let mut socket = connect(socks, to).await;
+            let mut socket = connect_through(socks, to).await;
             ping(&mut socket).await;
             socket.shutdown().await.unwrap();
             assert_eq!(within(socket.read(&mut [0; 1])).await.unwrap(), 0);

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use super::{pattern, within};
+
 /// Starts a server that runs `serve` for each connection, for as long as the runtime lives.
 ///
 /// # Panics
@@ -37,6 +39,48 @@ pub async fn greet_and_hold(mut socket: TcpStream) {
         let _ = socket.read_to_end(&mut Vec::new()).await;
         std::future::pending::<()>().await;
     }
+}
+
+/// Sends `length` bytes that repeat nowhere near and reads the echo at the same time; they must be the same.
+///
+/// # Panics
+/// When they are not, or nothing comes.
+pub async fn exchange(mut application: TcpStream, length: usize) {
+    let (mut read, mut write) = application.split();
+    let sent = pattern(length);
+    let mut got = Vec::with_capacity(length);
+    let send = async {
+        write.write_all(&sent).await.expect("send");
+        write.shutdown().await.expect("end");
+    };
+    tokio::join!(send, async { within(read.read_to_end(&mut got)).await.expect("the echo") });
+    assert!(got == sent, "{} of {length} bytes", got.len());
+}
+
+/// A byte to an [`echo`] server and back.
+///
+/// # Panics
+/// When it does not come back.
+pub async fn ping(application: &mut TcpStream) {
+    application.write_all(b"x").await.expect("send");
+    within(application.read_exact(&mut [0; 1])).await.expect("the echo");
+}
+
+/// A connection to `to` through the SOCKS5 server at `socks` (RFC 1928, no password).
+///
+/// # Panics
+/// When it is refused, or `to` is not IPv4.
+pub async fn connect_through(socks: SocketAddr, to: SocketAddr) -> TcpStream {
+    let SocketAddr::V4(to) = to else { panic!("IPv4 only") };
+    let mut socket = within(TcpStream::connect(socks)).await.expect("connect to the proxy");
+    let mut request = vec![5, 1, 0, 5, 1, 0, 1];
+    request.extend(to.ip().octets());
+    request.extend(to.port().to_be_bytes());
+    socket.write_all(&request).await.expect("ask");
+    let mut reply = [0; 12];
+    within(socket.read_exact(&mut reply)).await.expect("an answer");
+    assert_eq!(reply[..4], [5, 0, 5, 0]);
+    socket
 }
 
 /// Both ends of a fresh loopback connection: of the side that connected, and of the side that accepted.
