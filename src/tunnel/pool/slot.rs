@@ -318,25 +318,22 @@ async fn tunnel(shared: &Shared, slot: &Slot, route: &Route) -> DialError {
     let _closed = Closed(handle.clone());
     slot.lock().link = Some(handle.clone());
     let session = async {
-        let session =
-            Session::start_on_link(stream, &route.identity, &route.host_key, shared.settings.pacing)
-                .await
-                .map_err(stock::session_error)?;
+        let started =
+            Session::start_on_link(stream, &route.identity, &route.host_key, shared.settings.pacing);
+        let session = match started.await {
+            Ok(session) => session,
+            Err(error) => return stock::session_error(error),
+        };
         slot.lock().session = Some(session.clone());
         shared.changed.send_replace(());
         session.ended().await;
-        Err(DialError::passing(format!("the SSH session with {} ended", route.name)))
+        DialError::passing(format!("the SSH session with {} ended", route.name))
     };
-    let carried = async { Err(carry(shared, slot, route, &handle).await) };
-    let ended = async { Err(DialError::passing(handle.ended().await)) };
-    let result: Result<Infallible, DialError> = tokio::select! {
+    tokio::select! {
         biased; // the link's end is the cause, the session's the effect
-        error = ended => error,
-        error = carried => error,
+        end = handle.ended() => DialError::passing(end),
+        error = carry(shared, slot, route, &handle) => error,
         error = session => error,
-    };
-    match result {
-        Err(error) => error,
     }
 }
 
@@ -410,7 +407,7 @@ async fn renewal(shared: &Shared, slot: &Slot, route: &Route) -> Dialed {
     loop {
         match dial(route).await {
             Ok(dialed) => {
-                tracing::debug!(tunnel = slot.index + 1, "byte stream renewed");
+                tracing::debug!(tunnel = slot.number(), "byte stream renewed");
                 return dialed;
             }
             Err(error) => slot.failed(error),
