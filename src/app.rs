@@ -36,7 +36,7 @@ use crate::privileged::{Helper, PrivilegedError, Starting};
 use crate::proxy::{self, Connections, redirect, socks};
 use crate::report::{self, Steps};
 use crate::shutdown::{Questions, Signals, Stop};
-use crate::tunnel::pool::Pool;
+use crate::tunnel::pool::{Pool, Settings};
 
 /// `kshuttle [SUBNET]…`: redirects until a signal, or until something ends that it needs.
 ///
@@ -48,8 +48,7 @@ pub async fn redirect(cluster: &ClusterArgs, args: &RedirectArgs, helper: Starti
         let cluster = parts.open_tunnel(cluster, &args.pod, steps).await?;
         let ranges = ranges(&cluster, &args.subnets, steps).await?;
         parts.redirect(&cluster, ranges, &args.exclude, steps).await?;
-        parts.session()?.is_ready();
-        steps.ready("Ctrl-C ends it");
+        parts.ready(steps, "Ctrl-C ends it");
         Err(parts.until_failure(steps).await)
     })
     .await
@@ -67,8 +66,10 @@ pub async fn socks(cluster: &ClusterArgs, args: &SocksArgs) -> anyhow::Result<()
         let address = listener.local_addr().context("ask for the port")?;
         let (connections, tunnel) = (parts.connections.clone(), parts.tunnel()?);
         parts.listeners.spawn(async move { socks::serve(listener, &connections, tunnel).await });
-        parts.session()?.is_ready();
-        steps.ready(format_args!("SOCKS5 on {address}, e.g. ALL_PROXY=socks5h://{address}; Ctrl-C ends it"));
+        parts.ready(
+            steps,
+            format_args!("SOCKS5 on {address}, e.g. ALL_PROXY=socks5h://{address}; Ctrl-C ends it"),
+        );
         Err(parts.until_failure(steps).await)
     })
     .await
@@ -92,8 +93,7 @@ pub async fn port_forward(cluster: &ClusterArgs, args: &PortForwardArgs) -> anyh
         for (address, port) in forwarding.places() {
             steps.forwarding(address, port);
         }
-        parts.session()?.is_ready();
-        steps.ready("Ctrl-C ends it");
+        parts.ready(steps, "Ctrl-C ends it");
         Err(forwarding.serve(&parts.connections, &mut parts.listeners).await.into())
     })
     .await
@@ -115,9 +115,9 @@ pub async fn status(args: &StatusArgs) -> anyhow::Result<()> {
         }
     }
     match args.output {
-        Some(Output::Json) => report::answer(&[serde_json::to_string_pretty(&all).context("write JSON")?]),
-        None if all.is_empty() => report::answer(&["no session".to_owned()]),
-        None => report::answer(&all.iter().flat_map(Status::lines).collect::<Vec<_>>()),
+        Some(Output::Json) => report::answer(serde_json::to_string_pretty(&all).context("write JSON")?),
+        None if all.is_empty() => report::answer("no session"),
+        None => all.iter().flat_map(Status::lines).for_each(report::answer),
     }
     Ok(())
 }
@@ -135,7 +135,7 @@ pub async fn quit(args: &QuitArgs) -> anyhow::Result<()> {
     };
     match ask(name, socket, Request::Quit).await? {
         Answer::Ending => {
-            report::answer(&[format!("session {name} ends")]);
+            report::answer(format_args!("session {name} ends"));
             Ok(())
         }
         _ => Err(AskError::Strange(name.clone()).into()),
@@ -270,9 +270,12 @@ impl Parts {
         Ok(cluster)
     }
 
-    /// What is told to those who ask.
-    fn session(&self) -> anyhow::Result<&Session> {
-        self.session.as_ref().context("no session was begun")
+    /// Tells the user, and from now on those who ask, that everything stands.
+    fn ready(&self, steps: &mut Steps, words: impl std::fmt::Display) {
+        if let Some(session) = &self.session {
+            session.is_ready();
+        }
+        steps.ready(words);
     }
 
     /// Where connections go.
@@ -395,9 +398,18 @@ async fn ranges(cluster: &Cluster, asked: &[Subnet], steps: &mut Steps) -> anyho
 
 /// Whose pods are ours: left-overs of the same user on the same machine are removed, nobody else's.
 fn owner() -> String {
-    let user = nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten().map(|user| user.name);
     let host = nix::unistd::gethostname().ok().and_then(|host| host.into_string().ok());
-    format!("{}@{}", user.as_deref().unwrap_or("unknown"), host.as_deref().unwrap_or("unknown"))
+    format!("{}@{}", user_name().as_deref().unwrap_or("unknown"), host.as_deref().unwrap_or("unknown"))
+}
+
+/// Who runs this, if the uid has a name.
+fn user_name() -> Option<String> {
+    nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten().map(|user| user.name)
+}
+
+/// What the flags say about the tunnels.
+fn tunnels(args: &PodArgs) -> Settings {
+    Settings { tunnels: args.tunnels, lifetime: args.tunnel_lifetime, pacing: args.pacing }
 }
 
 /// Names this run where several meet: its table and its pod's annotation. Process ids are unique on a machine.

@@ -98,12 +98,6 @@ impl Steps {
         let _ = writeln!(std::io::stdout().lock(), "Forwarding from {from} -> {port}");
     }
 
-    /// One line of a list, on standard output.
-    pub fn listed(&mut self, text: impl Display) {
-        // Nobody reads it: no reason to fail.
-        let _ = writeln!(std::io::stdout().lock(), "{text}");
-    }
-
     fn line(&mut self, text: std::fmt::Arguments<'_>) {
         if std::mem::take(&mut self.waiting) {
             print(format_args!("\r\x1b[K"));
@@ -113,12 +107,9 @@ impl Steps {
 }
 
 /// Prints what was asked for, on standard output.
-pub fn answer(lines: &[String]) {
-    let mut out = std::io::stdout().lock();
-    for line in lines {
-        // Nobody reads it: no reason to fail.
-        let _ = writeln!(out, "{line}");
-    }
+pub fn answer(text: impl Display) {
+    // Nobody reads it: no reason to fail.
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
 }
 
 /// Prints why the program ends and what to do about it; returns the exit code.

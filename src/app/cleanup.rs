@@ -3,7 +3,7 @@
 use super::{connect_cluster, owner};
 use crate::cli::{CleanupArgs, ClusterArgs};
 use crate::cluster::sshd_pod::left_over::{self, PodState};
-use crate::report::{Steps, chain};
+use crate::report::{Steps, answer, chain};
 use crate::session;
 
 /// Lists the left-overs of this user on this machine and the programs that no pod runs; with `--yes` removes them.
@@ -32,7 +32,7 @@ pub async fn cleanup(cluster: &ClusterArgs, args: &CleanupArgs) -> anyhow::Resul
         if args.yes {
             left_over::delete_pod(&cluster, pod).await?;
         }
-        steps.listed(format_args!("pod/{}  {done}: {why}", pod.name));
+        answer(format_args!("pod/{}  {done}: {why}", pod.name));
         listed += 1;
     }
     match left_over::unused_programs(&cluster).await {
@@ -41,7 +41,7 @@ pub async fn cleanup(cluster: &ClusterArgs, args: &CleanupArgs) -> anyhow::Resul
                 if args.yes {
                     left_over::delete_program(&cluster, program).await?;
                 }
-                steps.listed(format_args!("configmap/{}  {done}: no pod runs this program", program.name));
+                answer(format_args!("configmap/{}  {done}: no pod runs this program", program.name));
                 listed += 1;
             }
         }

@@ -21,7 +21,7 @@ use crate::port_forward::first_pod;
 use crate::report::Steps;
 use crate::tunnel::identity::{HostKey, Identity, IdentityError};
 use crate::tunnel::known_hosts::{KnownHosts, KnownHostsError};
-use crate::tunnel::pool::{DialError, Dialed, Pool, Route, Settings};
+use crate::tunnel::pool::{DialError, Dialed, Pool, Route};
 use crate::tunnel::ssh::SessionError;
 
 /// The port's name that is looked for when no port is given.
@@ -134,11 +134,7 @@ impl Existing {
             place: place.clone(),
             port: args.pod_port.map(Remote::Number),
             hosts: KnownHosts::of_user(),
-            pool: Pool::start(Settings {
-                tunnels: args.tunnels,
-                lifetime: args.tunnel_lifetime,
-                pacing: args.pacing,
-            }),
+            pool: Pool::start(super::tunnels(args)),
         })
     }
 
@@ -164,7 +160,7 @@ impl Existing {
             self.host_key = HostKey::known(key);
             self.known = Some(format!("{} says", self.hosts.file().display()));
         }
-        let user = self.place.user.clone().unwrap_or_else(own_name);
+        let user = self.place.user.clone().or_else(super::user_name).unwrap_or_else(|| "root".to_owned());
         self.pool.lead(Some(self.route(resolver, &found, user.clone())));
         let way = match self.pool.first_up(CONNECT_TIME_MAX).await {
             Ok(way) => way,
@@ -326,11 +322,6 @@ fn named_host_key(word: &str) -> Result<PublicKey, ExistingError> {
         }
     };
     parsed.ok_or_else(|| ExistingError::HostKeyWord(word.to_owned()))
-}
-
-fn own_name() -> String {
-    let user = nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten();
-    user.map_or_else(|| "root".to_owned(), |user| user.name)
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ use crate::cluster::sshd_pod::{self, PodError, PodOptions, Program, RunAs, SshdP
 use crate::report::{Steps, chain};
 use crate::session::{self, Session};
 use crate::tunnel::identity::{HostKey, Identity};
-use crate::tunnel::pool::{DialError, Dialed, Pool, Route, Settings};
+use crate::tunnel::pool::{DialError, Dialed, Pool, Route};
 use crate::tunnel::ssh::USER;
 
 /// How long a running pod's server may take to listen: it only has to read its environment and make a key.
@@ -63,11 +63,7 @@ impl Keeper {
             cluster,
             args: args.clone(),
             identity: Identity::generate().context("make this session's key")?,
-            pool: Pool::start(Settings {
-                tunnels: args.tunnels,
-                lifetime: args.tunnel_lifetime,
-                pacing: args.pacing,
-            }),
+            pool: Pool::start(super::tunnels(args)),
             // Before anything is started: the commonest mistake is in there.
             patch: args.pod_patch.as_deref().map(PodPatch::read).transpose().map_err(PodError::from)?,
             pod: None,

@@ -14,7 +14,7 @@ use super::{Parts, Through, run};
 use crate::cli::{ClusterArgs, SshConfigArgs, SshProxyArgs};
 use crate::cluster::port_forward::Dialer;
 use crate::cluster::sshd_pod::LISTEN_PORT;
-use crate::report::Steps;
+use crate::report::{Steps, answer};
 
 /// Starts a pod, prints the stanza, and waits for a signal or the pod's end.
 ///
@@ -34,8 +34,8 @@ pub async fn ssh_config(cluster: &ClusterArgs, args: &SshConfigArgs) -> anyhow::
             folder: &folder.path,
             command: proxy_command(cluster, connected.namespace())?,
         };
-        steps.listed(stanza.text());
-        steps.ready("the stanza above is for `ssh -F FILE`; Ctrl-C ends it");
+        answer(stanza.text());
+        parts.ready(steps, "the stanza above is for `ssh -F FILE`; Ctrl-C ends it");
         Err(keeper.pod_ended().await)
     })
     .await

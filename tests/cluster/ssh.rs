@@ -53,6 +53,9 @@ fn free_port() -> u16 {
 
 pub(crate) fn openssh_forwards_through_the_pod() {
     let scene = Scene::start();
+    let name = scene.kshuttle.pid().to_string();
+    let status = output(Command::new(program("kshuttle")).args(["status", &name]));
+    assert!(status.starts_with(&format!("session {name}: kshuttle ssh-config, ready")), "{status}");
     let service = kubectl(&["get", "service", "hello", "-o", "jsonpath={.spec.clusterIP}"]);
 
     // -W: one connection on standard input and output.
