@@ -41,6 +41,18 @@ pub async fn greet_and_hold(mut socket: TcpStream) {
     }
 }
 
+/// Sends for as long as it is read.
+pub async fn flood(mut socket: TcpStream) {
+    let block = vec![7; 256 << 10];
+    while socket.write_all(&block).await.is_ok() {}
+}
+
+/// Reads to the end.
+pub async fn swallow(mut socket: TcpStream) {
+    let mut block = vec![0; 256 << 10];
+    while matches!(socket.read(&mut block).await, Ok(length) if length > 0) {}
+}
+
 /// Sends `length` bytes that repeat nowhere near and reads the echo at the same time; they must be the same.
 ///
 /// # Panics
