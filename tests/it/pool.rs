@@ -14,6 +14,7 @@ use kshuttle_test_support::line::{Direction, Line, Quality};
 use kshuttle_test_support::net::{connection, echo, exchange, greet_and_hold, ping, server};
 use kshuttle_test_support::sshd::Sshd;
 use kshuttle_test_support::within;
+use kshuttle_wire::link::hello::HelloError;
 use kshuttle_wire::relay;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -183,6 +184,20 @@ async fn a_silent_path_is_found_and_left() {
     scene.line.black_hole_all();
     ping(&mut idle).await; // `within` bounds it; the link's own bound is tested without a clock
     assert_eq!(scene.survived(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_greeting_that_is_long_under_way_loses_nothing() {
+    let scene = Scene::start(Settings { tunnels: 1, ..Settings::default() }).await;
+    let mut idle = scene.application(server(echo).await).await;
+    ping(&mut idle).await;
+    scene.line.set(Direction::Up, Quality { stalled: true, ..Quality::default() });
+    scene.line.reset_all();
+    // The pod waits no longer and speaks first, as SSH servers do.
+    let is_plain = |error: &String| error.contains(&HelloError::Ssh.to_string());
+    scene.until(|scene| scene.pool.status()[0].last_error.as_ref().is_some_and(is_plain)).await;
+    scene.line.set(Direction::Up, Quality::default());
+    ping(&mut idle).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -349,7 +349,7 @@ impl Drop for Closed {
 /// Gives the link one byte stream after the other; returns when none can carry it any more.
 async fn carry(shared: &Shared, slot: &Slot, route: &Route, handle: &LinkHandle) -> DialError {
     let mut pauses = PAUSES.build();
-    let mut fresh = None;
+    let (mut fresh, mut greeted) = (None, false);
     loop {
         let dialed = match fresh.take() {
             Some(dialed) => Ok(dialed),
@@ -361,7 +361,10 @@ async fn carry(shared: &Shared, slot: &Slot, route: &Route, handle: &LinkHandle)
                 Err(error @ (AttachError::Ended(_) | AttachError::Refused(_))) if is_over(handle) => {
                     return DialError::passing(error);
                 }
-                Err(error @ AttachError::Greeting(HelloError::Ssh)) => return DialError::passing(error),
+                // Later it only means that our greeting was so long under way that the pod took us for a plain client.
+                Err(error @ AttachError::Greeting(HelloError::Ssh)) if !greeted => {
+                    return DialError::passing(error);
+                }
                 Err(error) => Err(DialError::passing(error)),
             },
             Err(error) => Err(error),
@@ -375,6 +378,7 @@ async fn carry(shared: &Shared, slot: &Slot, route: &Route, handle: &LinkHandle)
                 continue;
             }
         };
+        greeted = true;
         slot.attached(way);
         shared.changed.send_replace(());
         let began = Instant::now();
