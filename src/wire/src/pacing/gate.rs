@@ -182,6 +182,8 @@ impl<W> Gate<W> {
     /// Another connection carries the link.
     pub(crate) fn attached(&mut self, received: u64) {
         self.law.attached(received);
+        // What was permitted at the old path's pace left long ago, or leaves at once.
+        (self.paced_until, self.held_back) = (Duration::ZERO, false);
     }
 
     pub(crate) fn has_waiters(&self) -> bool {

@@ -229,6 +229,26 @@ async fn a_new_attachment_of_a_peer_that_has_everything_goes_on() {
     assert_eq!(poll(next.as_mut()), Poll::Ready(4 * KIB));
 }
 
+/// The pace of the old path says nothing about the new one.
+#[tokio::test(start_paused = true)]
+async fn a_new_attachment_owes_nothing_to_the_old_pace() {
+    let pacer = Pacer::new(Policy::Auto);
+    let mut flow = bulk_flow(&pacer).await;
+    let mut written = learn_a_megabyte_per_second(&pacer).await;
+    loop {
+        let mut next = pin!(pacer.take(&mut flow, 64 * KIB));
+        match poll(next.as_mut()) {
+            Poll::Ready(bytes) => written += bytes as u64,
+            Poll::Pending => {
+                pacer.attached(written);
+                assert!(poll(next.as_mut()).is_ready());
+                break;
+            }
+        }
+        pacer.written(written);
+    }
+}
+
 /// The pace is kept by the timer alone: all is acknowledged, and nothing else happens.
 #[tokio::test(start_paused = true)]
 async fn the_pace_is_kept_without_acknowledgements() {
