@@ -368,9 +368,11 @@ struct Silence;
 
 impl Silence {
     fn start() -> Self {
+        // Where packets leave, not where they are made: those of applications are redirected in between, and one of them that
+        // was lost would come again only when its sender has waited as long as the silence took.
         let rules = "table inet test_silence {
-            chain in { type filter hook input priority -300; iifname eth0 drop; }
-            chain out { type filter hook output priority -300; oifname eth0 drop; }
+            chain in { type filter hook prerouting priority -300; iifname eth0 drop; }
+            chain out { type filter hook postrouting priority 300; oifname eth0 drop; }
         }";
         output(Command::new("nft").arg(rules));
         Self
