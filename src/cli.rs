@@ -305,7 +305,7 @@ pub struct PodArgs {
     #[arg(long, value_name = "TIME", default_value = "50m", value_parser = duration)]
     pub tunnel_lifetime: Duration,
 
-    /// How much may be under way: `fixed:BYTES`, or `auto` to measure the path (new; better on slow and long lines)
+    /// How much may be under way: `auto` measures the path, `fixed:BYTES` does not
     #[arg(long, value_name = "POLICY", default_value_t = PACING)]
     pub pacing: Policy,
 }

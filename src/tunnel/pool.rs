@@ -15,7 +15,6 @@ mod status;
 mod stock;
 
 use std::error::Error;
-use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -49,10 +48,9 @@ pub const HOLD: Duration = Duration::from_secs(30);
 /// servers commonly cut connections after an hour.
 pub const LIFETIME: Duration = Duration::from_secs(50 * 60);
 
-/// How much may be under way in each direction of a tunnel, if nothing else is said: what one SSH window was before.
-/// Not measured from the path ([`Policy::Auto`]) yet: after an outage of half a minute an upload needed half a minute more to go
-/// on (`docs/pacing.md`).
-pub const PACING: Policy = Policy::Fixed(NonZeroU64::new(1 << 20).expect("not zero"));
+/// How much may be under way in each direction of a tunnel, if nothing else is said: what the path is measured to hold
+/// (`docs/pacing.md`).
+pub const PACING: Policy = Policy::Auto;
 
 /// What a tunnel's byte stream must be able to do.
 pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
