@@ -274,9 +274,17 @@ impl StreamRecv {
         let RecvState::Open(stream) = &mut self.state else {
             unreachable!("opened() left the opening state")
         };
-        match stream.data().await {
-            Some(data) => data.map(Some).map_err(|error| ConnectError::Session(ended(error))),
-            None => Ok(None),
+        loop {
+            tokio::select! {
+                biased;
+                data = stream.data() => {
+                    return data.transpose().map_err(|error| ConnectError::Session(ended(error)));
+                }
+                // The sender may wait for what h2 kept to itself under the larger window.
+                () = self.counted.shrunk() => {
+                    let _ = stream.flow_control().release_capacity(0); // fails only for more than was received
+                }
+            }
         }
     }
 }

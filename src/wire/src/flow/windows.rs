@@ -4,12 +4,16 @@
 //! HTTP/2 has one initial window for all streams of a connection, and changing it changes the open ones too. So the
 //! window grows with the whole session's rate, but only as far as all flows together, should none be read any more,
 //! stay within [`MEMORY`].
+//!
+//! A smaller window may leave a sender with nothing although all it sent has been used: h2 0.4 keeps up to a third of a
+//! window to itself until more is used, and does not look again when the window shrinks. So once the peer has confirmed
+//! a smaller window, every flow that waits for data makes h2 look again.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep};
 
 use super::STREAM_WINDOW;
 use crate::pacing::Pacer;
@@ -41,6 +45,8 @@ pub(super) struct Windows {
     pacer: Option<Arc<Pacer>>,
     state: Mutex<State>,
     changed: Notify,
+    /// The peer keeps to a smaller window from now on.
+    shrunk: watch::Sender<()>,
 }
 
 struct State {
@@ -51,6 +57,8 @@ struct State {
     /// As the peer was last told.
     window: u32,
     wanted: u32,
+    /// A smaller window was told, and it is not known whether the peer has confirmed it.
+    shrinking: bool,
     /// When so much was last needed.
     needed_at: Instant,
 }
@@ -58,6 +66,7 @@ struct State {
 /// One open flow, counted.
 pub(super) struct Counted {
     windows: Arc<Windows>,
+    shrunk: watch::Receiver<()>,
 }
 
 impl Windows {
@@ -69,14 +78,16 @@ impl Windows {
             since: now,
             window: STREAM_WINDOW,
             wanted: STREAM_WINDOW,
+            shrinking: false,
             needed_at: now,
         };
-        Arc::new(Self { pacer, state: Mutex::new(state), changed: Notify::new() })
+        let shrunk = watch::Sender::new(());
+        Arc::new(Self { pacer, state: Mutex::new(state), changed: Notify::new(), shrunk })
     }
 
     pub(super) fn count(self: &Arc<Self>) -> Counted {
         self.lock().flows += 1;
-        Counted { windows: self.clone() }
+        Counted { windows: self.clone(), shrunk: self.shrunk.subscribe() }
     }
 
     /// Flows that are open now.
@@ -84,21 +95,31 @@ impl Windows {
         self.lock().flows as usize
     }
 
-    /// Waits for a window the peer does not know yet. Safe to cancel.
+    /// Waits for a window to tell the peer: another one, or the same again to learn whether it has confirmed a smaller
+    /// one. Safe to cancel.
     pub(super) async fn changed(&self) -> u32 {
         loop {
-            self.changed.notified().await;
+            let shrinking = self.lock().shrinking;
+            tokio::select! {
+                () = self.changed.notified() => {}
+                () = sleep(PERIOD), if shrinking => {}
+            }
             let state = self.lock();
-            if state.wanted != state.window {
+            if state.wanted != state.window || state.shrinking {
                 return state.wanted;
             }
         }
     }
 
-    /// The peer is being told. Without this call, as while it has not confirmed the last change, the next round
-    /// trip asks again.
+    /// The peer is being told, and so has confirmed whatever it was told before. Without this call, as while it has not
+    /// confirmed the last change, the next round trip asks again.
     pub(super) fn told(&self, window: u32) {
-        self.lock().window = window;
+        let mut state = self.lock();
+        if state.shrinking {
+            self.shrunk.send_replace(());
+        }
+        state.shrinking = window < state.window;
+        state.window = window;
     }
 
     fn used(&self, bytes: usize) {
@@ -151,6 +172,12 @@ impl Counted {
     pub(super) fn used(&self, bytes: usize) {
         self.windows.used(bytes);
     }
+
+    /// Waits until the peer has confirmed a smaller window, once for each. Safe to cancel.
+    pub(super) async fn shrunk(&mut self) {
+        // The sender lives in `windows`, so waiting cannot fail.
+        let _ = self.shrunk.changed().await;
+    }
 }
 
 impl Drop for Counted {
@@ -161,7 +188,12 @@ impl Drop for Counted {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use tokio::sync::oneshot;
+
     use super::*;
+    use crate::flow::client::FlowClient;
+    use crate::flow::{Flow, Session};
     use crate::link::{Observer, TimedAck};
     use crate::pacing::Policy;
 
@@ -247,5 +279,65 @@ mod tests {
         let flow = windows.count();
         use_up(&windows, &flow, 1e9, 0.1).await;
         assert_eq!(windows.lock().window, MIB);
+    }
+
+    /// A client's flow into a server whose windows are the test's, and the server's end of it.
+    async fn flow(windows: Arc<Windows>) -> (Flow, Flow) {
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let (accepted, flow) = oneshot::channel();
+        tokio::spawn(async move {
+            let mut connection = crate::flow::tune!(h2::server::Builder::new()).handshake(far).await.unwrap();
+            let session = Session { pacer: None, windows };
+            let mut accepted = Some(accepted);
+            loop {
+                tokio::select! {
+                    request = connection.accept() => {
+                        let Some(Ok((request, mut respond))) = request else { return };
+                        let send = respond.send_response(http::Response::new(()), false).unwrap();
+                        let flow = Flow::open(send, request.into_body(), &session);
+                        let _ = accepted.take().unwrap().send(flow);
+                    }
+                    window = session.windows.changed() => {
+                        if connection.set_initial_window_size(window).is_ok() {
+                            session.windows.told(window);
+                        }
+                    }
+                }
+            }
+        });
+        let client = FlowClient::start(near).await.unwrap();
+        (client.open("there:1").await.unwrap(), flow.await.unwrap())
+    }
+
+    /// Sends so much and uses it up at the other end.
+    async fn carry(from: &mut Flow, to: &mut Flow, mut left: usize) {
+        let send = from.send.send(Bytes::from(vec![7; left]));
+        let take = async {
+            while left > 0 {
+                let data = to.recv.data().await.unwrap().unwrap();
+                to.recv.release(data.len());
+                left -= data.len();
+            }
+        };
+        let both = async { tokio::join!(send, take).0 };
+        tokio::time::timeout(Duration::from_secs(60), both).await.expect("stands still").unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_smaller_window_stops_nobody() {
+        let windows = Windows::new(None);
+        let (mut near, mut far) = flow(windows.clone()).await;
+        for part in 1..=6 {
+            let set = |wanted| {
+                windows.lock().wanted = wanted;
+                windows.changed.notify_one();
+            };
+            set(8 * MIB);
+            carry(&mut near, &mut far, 16 << 20).await;
+            // All is used, and the sender does not know of the last part.
+            carry(&mut near, &mut far, part << 18).await;
+            set(MIB);
+            carry(&mut near, &mut far, 16 << 20).await;
+        }
     }
 }
