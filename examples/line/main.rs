@@ -1,19 +1,23 @@
 //! Measures pings, new connections and transfers over simulated lines, through kshuttle's tunnels with different pacing and
-//! through OpenSSH, in turns. `scripts/bench --line` builds and runs it; `docs/pacing.md` has figures.
+//! through OpenSSH and sshuttle, in turns. `scripts/bench --line` builds and runs it; `docs/pacing.md` has figures.
 //!
 //! ```text
-//! line [--quick] [--rounds N] [--lines 5/80,20/40,…|none] [--ways auto,fixed:1048576,ssh] [--loads down1,up4,both,…]
+//! line [--quick] [--rounds N] [--lines 5/80,20/40,…|none] [--ways auto,fixed:1048576,ssh,sshuttle] [--loads down1,up4,both,…]
 //!      [--steps] [--seconds N] [--json FILE]
 //! ```
 //!
-//! The line (a queue of 4 MiB each way, no loss) stands between the two ends of the tunnel; there is no Kubernetes.
+//! The line (a queue of 4 MiB each way, no loss) stands between the two ends of the tunnel; there is no Kubernetes. As root
+//! each end has a network namespace of its own; without it `sshuttle` cannot be measured.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "its report")]
 
+mod places;
+mod sshuttle;
 mod steps;
 mod table;
 mod ways;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -50,19 +54,29 @@ struct Options {
 /// Each part has threads of its own, as programs would.
 pub(crate) struct Parts {
     near: Runtime,
+    applications: Runtime,
     line: Runtime,
-    far: Far,
+    far: Arc<Far>,
     servers: Servers,
     far_runtime: Runtime,
 }
 
 fn main() -> anyhow::Result<()> {
-    let options = options()?;
+    let mut options = options()?;
+    // Before there are other threads.
+    let place = if nix::unistd::geteuid().is_root() { places::enter()? } else { places::stay() };
+    if !place.is_apart() || sshuttle::folder().is_none() {
+        eprintln!("sshuttle is not measured: that needs root and scripts/bench");
+        options.ways.retain(|way| !matches!(way, Way::Sshuttle));
+    }
     let runtime = || Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let far_runtime = runtime()?;
-    let far = far_runtime.block_on(Far::start())?;
-    let servers = far_runtime.block_on(Servers::start());
-    let parts = Parts { near: runtime()?, line: runtime()?, far, servers, far_runtime };
+    let far_runtime = place.runtime()?;
+    let far = there(&far_runtime, Far::start())?;
+    let servers = there(&far_runtime, async { Ok(Servers::start().await) })?;
+    // The line listens here and connects there.
+    let line = place.runtime()?;
+    let parts =
+        Parts { near: runtime()?, applications: runtime()?, line, far: Arc::new(far), servers, far_runtime };
     let mut samples = Vec::new();
     for path in &options.paths {
         for round in 1..=options.rounds {
@@ -93,6 +107,14 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Runs it in a thread of this runtime.
+fn there<T: Send + 'static>(
+    runtime: &Runtime,
+    work: impl Future<Output = anyhow::Result<T>> + Send + 'static,
+) -> anyhow::Result<T> {
+    runtime.block_on(runtime.spawn(work)).expect("no panic")
+}
+
 fn measure(
     parts: &Parts,
     path: Path,
@@ -103,7 +125,7 @@ fn measure(
 ) -> anyhow::Result<Sample> {
     let (line, near, far) = parts.open(path, way)?;
     let servers = parts.servers.through(near.addresses);
-    let (idle, seen) = parts.line.block_on(async {
+    let (idle, seen) = parts.applications.block_on(async {
         let idle = servers.run(Load { down: 0, up: 0 }, IDLE).await;
         (idle, servers.run(load, WARM_UP + time).await)
     });
@@ -115,7 +137,8 @@ fn measure(
 impl Parts {
     /// A fresh line with a fresh way over it.
     pub(crate) fn open(&self, path: Path, way: Way) -> anyhow::Result<(Line, Near, FarEnd)> {
-        let far = self.far_runtime.block_on(self.far.end(way))?;
+        let all = self.far.clone();
+        let far = there(&self.far_runtime, async move { all.end(way).await })?;
         let line = self.line.block_on(async {
             let line = Line::start(far.address, 1).await;
             line.set_both(path.quality());
@@ -128,7 +151,7 @@ impl Parts {
     /// Runs one transfer down, and changes the line at the given times.
     pub(crate) fn run(&self, near: &Near, line: &Line, changes: &[(Duration, Path)], time: Duration) -> Seen {
         let servers = self.servers.through(near.addresses);
-        self.line.block_on(async {
+        self.applications.block_on(async {
             let start = tokio::time::Instant::now();
             let change = async {
                 for (at, path) in changes {
@@ -162,7 +185,7 @@ fn options() -> anyhow::Result<Options> {
     let mut options = Options {
         rounds: 3,
         paths: list("5/80,20/40,200/100,1000/20", path)?,
-        ways: list("auto,fixed:262144,fixed:1048576,fixed:16777216,ssh", way)?,
+        ways: list("auto,fixed:262144,fixed:1048576,fixed:16777216,ssh,sshuttle", way)?,
         loads: list("down1,down4,up1,up4,both", load)?,
         steps: true,
         time: Duration::from_secs(8),
@@ -176,7 +199,7 @@ fn options() -> anyhow::Result<Options> {
                 options.rounds = 1;
                 options.time = Duration::from_secs(3);
                 options.loads = list("down1,up4,both", load)?;
-                options.ways = list("auto,fixed:1048576,ssh", way)?;
+                options.ways = list("auto,fixed:1048576,ssh,sshuttle", way)?;
             }
             "--rounds" => options.rounds = value()?.parse()?,
             "--seconds" => options.time = Duration::from_secs(value()?.parse()?),
@@ -206,7 +229,11 @@ fn path(word: &str) -> anyhow::Result<Path> {
 }
 
 fn way(word: &str) -> anyhow::Result<Way> {
-    Ok(if word == "ssh" { Way::OpenSsh } else { Way::Kshuttle(word.parse()?) })
+    Ok(match word {
+        "ssh" => Way::OpenSsh,
+        "sshuttle" => Way::Sshuttle,
+        policy => Way::Kshuttle(policy.parse()?),
+    })
 }
 
 fn load(word: &str) -> anyhow::Result<Load> {

@@ -16,14 +16,21 @@ use kshuttle_test_support::net::{closed_port, server};
 use kshuttle_test_support::sshd::Sshd;
 use kshuttle_wire::pacing::Policy;
 use kshuttle_wire::relay;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
+
+use crate::places;
+use crate::sshuttle::Sshuttle;
 
 /// Time for a way to come up over the slowest line.
 const UP_LIMIT: Duration = Duration::from_secs(30);
 
-/// How often it is looked whether a program listens.
+/// How often it is looked whether a program answers.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// How long it is waited for that: several round trips of the longest line.
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
 const OPENSSH_SERVER: &str = "/usr/sbin/sshd";
 
@@ -34,6 +41,8 @@ pub(crate) enum Way {
     Kshuttle(Policy),
     /// `ssh -L`, OpenSSH at both ends.
     OpenSsh,
+    /// `sshuttle` over OpenSSH.
+    Sshuttle,
 }
 
 /// What the far ends have in common.
@@ -54,6 +63,7 @@ pub(crate) struct Near {
     pub(crate) addresses: [SocketAddr; 3],
     _pool: Option<Pool>,
     _ssh: Option<Child>,
+    _sshuttle: Option<Sshuttle>,
 }
 
 impl Way {
@@ -61,6 +71,7 @@ impl Way {
         match self {
             Self::Kshuttle(policy) => format!("kshuttle, {policy}"),
             Self::OpenSsh => "`ssh -L`".to_owned(),
+            Self::Sshuttle => "`sshuttle`".to_owned(),
         }
     }
 
@@ -78,7 +89,7 @@ impl Way {
                 for address in &mut addresses {
                     *address = door(pool.clone(), *address).await?;
                 }
-                Ok(Near { addresses, _pool: Some(pool), _ssh: None })
+                Ok(Near { addresses, _pool: Some(pool), _ssh: None, _sshuttle: None })
             }
             Self::OpenSsh => {
                 let mut addresses = targets;
@@ -86,8 +97,14 @@ impl Way {
                     *address = closed_port().await;
                 }
                 let ssh = ssh(far, line, addresses, targets)?;
-                tokio::time::timeout(UP_LIMIT, listens(addresses[2])).await.context("ssh listens")?;
-                Ok(Near { addresses, _pool: None, _ssh: Some(ssh) })
+                tokio::time::timeout(UP_LIMIT, answers(addresses[2])).await.context("ssh answers")?;
+                Ok(Near { addresses, _pool: None, _ssh: Some(ssh), _sshuttle: None })
+            }
+            Self::Sshuttle => {
+                let sshuttle = Sshuttle::start(line, &far.keys.path().join("client"))?;
+                let addresses = targets.map(|target| SocketAddr::from((places::SERVERS, target.port())));
+                tokio::time::timeout(UP_LIMIT, answers(addresses[2])).await.context("sshuttle answers")?;
+                Ok(Near { addresses, _pool: None, _ssh: None, _sshuttle: Some(sshuttle) })
             }
         }
     }
@@ -108,7 +125,7 @@ impl Far {
                 let sshd = Sshd::start(&self.identity.authorized_key()?).await;
                 FarEnd { address: sshd.address, _sshd: Some(sshd) }
             }
-            Way::OpenSsh => FarEnd { address: self.openssh, _sshd: None },
+            Way::OpenSsh | Way::Sshuttle => FarEnd { address: self.openssh, _sshd: None },
         })
     }
 }
@@ -219,8 +236,15 @@ fn ssh(
     Ok(ssh.spawn()?)
 }
 
-async fn listens(address: SocketAddr) {
-    while TcpStream::connect(address).await.is_err() {
+/// Returns once an echo comes back from `address`.
+async fn answers(address: SocketAddr) {
+    let echo = async || {
+        let mut socket = TcpStream::connect(address).await?;
+        socket.write_all(b"x").await?;
+        socket.read_exact(&mut [0]).await
+    };
+    // Before its rules are there, what is sent to a redirected range gets no answer at all.
+    while !matches!(tokio::time::timeout(ANSWER_LIMIT, echo()).await, Ok(Ok(_))) {
         tokio::time::sleep(LOOK_AGAIN).await;
     }
 }

@@ -18,7 +18,7 @@ import table
 from box import CACHE, REPOSITORY, BenchError, Box
 from measure import Bench, Sample, Sizes
 from paths import Way, all_paths
-from rivals import Rivals, prepare, versions
+from rivals import Rivals, prepare, sshuttle, versions
 
 QUICK = Sizes(mebibytes=64, mebibytes_slow=16, seconds=1)
 ROUNDS = 5
@@ -64,7 +64,11 @@ def _parse() -> argparse.Namespace:
 def _line(arguments: list[str]) -> int:
     """Builds and runs the measuring program; both ends of the tunnel and the line between them are in it."""
     build_and_run = '. scripts/common.sh && exec cargo run --quiet --locked --release --example line -- "$@"'
-    return subprocess.run(["bash", "-c", build_and_run, "scripts/bench", *arguments], cwd=REPOSITORY, check=False).returncode
+    environment = {**os.environ}
+    if os.geteuid() == 0:
+        environment["KSHUTTLE_BENCH_SSHUTTLE"] = sshuttle()
+    command = ["bash", "-c", build_and_run, "scripts/bench", *arguments]
+    return subprocess.run(command, cwd=REPOSITORY, env=environment, check=False).returncode
 
 
 def _end(number: int, _: FrameType | None) -> NoReturn:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,12 @@ def prepare(box: Box) -> Rivals:
     box.ask("laptop", "kubectl", "apply", "-f", str(REPOSITORY / "fixtures/cluster/sshd/pod.yaml"))
     box.ask("laptop", "kubectl", "wait", "--for=condition=Ready", "--timeout=50s", "pod/sshd")
     return Rivals(server / "id", sshuttle, kshuttle, _has_port_forward(box, kshuttle))
+
+
+def sshuttle() -> str:
+    """The folder of its package."""
+    command = [str(REPOSITORY / "scripts/bench.d/rivals.sh"), "none", "sshuttle"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _has_port_forward(box: Box, kshuttle: Path) -> bool:

@@ -3,6 +3,7 @@
 #   1. image.tar, a pod image of Debian's openssh-server (with python3, which sshuttle needs there), and id, the key it lets in
 #   2. sshuttle from PyPI: bin/sshuttle, to be run with PYTHONPATH set to the folder
 # rivals.sh BOX server: only the first.
+# rivals.sh none sshuttle: only the second.
 set -euo pipefail
 
 PARTS=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")/cluster.d
@@ -14,6 +15,11 @@ SSHUTTLE_VERSION=2.0.0
 SERVER_PACKAGES=(openssh-server python3 dash)
 
 main() {
+  if [[ ${2-} == sshuttle ]]; then
+    with_lock "$CACHE/bench.lock" get_sshuttle
+    echo "$SSHUTTLE"
+    return
+  fi
   choose_box "$1" 1.36
   load_programs
   if [[ ${2-} == server ]]; then
@@ -80,4 +86,4 @@ fill_server_root() {
   install -m 644 "$root/../id.pub" "$root/etc/ssh/authorized_keys"
 }
 
-main "${1:?usage: rivals.sh BOX [server]}" "${2-}"
+main "${1:?usage: rivals.sh BOX [server|sshuttle]}" "${2-}"
