@@ -98,7 +98,12 @@ impl Session {
         host_key: &HostKey,
         policy: Policy,
     ) -> Result<Self, SessionError> {
-        let config = client::Config { keepalive_interval: None, window_size: ssh::LINK_WINDOW, ..config() };
+        let config = client::Config {
+            keepalive_interval: None,
+            window_size: ssh::LINK_WINDOW,
+            channel_buffer_size: ssh::LINK_CHANNEL_BUFFER,
+            ..config()
+        };
         let pacer = Pacer::new(policy);
         stream.observe(pacer.clone());
         let handshake = Self::handshake(config, stream, identity, host_key, Some((pacer, policy)));

@@ -220,7 +220,12 @@ pub fn config(host_key: PrivateKey) -> russh::server::Config {
 /// The same over a link, which knows by itself whether its peer is there: keep-alives would end a session that its link
 /// still holds.
 pub fn config_over_link(host_key: PrivateKey) -> russh::server::Config {
-    russh::server::Config { keepalive_interval: None, window_size: ssh::LINK_WINDOW, ..config(host_key) }
+    russh::server::Config {
+        keepalive_interval: None,
+        window_size: ssh::LINK_WINDOW,
+        channel_buffer_size: ssh::LINK_CHANNEL_BUFFER,
+        ..config(host_key)
+    }
 }
 
 /// Serves one link to its end.

@@ -35,11 +35,15 @@ pub const STOCK_WINDOW: u32 = 2 << 20;
 /// Largest channel packet in bytes; russh accepts no more than 65,535, and fewer, bigger packets cost less.
 pub const MAX_PACKET: u32 = 65_535;
 
-/// Messages russh holds for a channel before its session stops, reading and writing. HTTP/2 takes them at once unless it has
-/// to answer something and that answer must wait for a turn of the session; stopped meanwhile, each would wait for the
-/// other for ever. So this is more than arrives in a round trip: the largest budget in the smallest chunks. From a peer
-/// that breaks all rules it holds 512 MiB.
-pub const CHANNEL_BUFFER: usize = 8_192;
+/// Messages russh holds for a channel before its session stops, reading and writing, until somebody takes them. With full
+/// packets this bounds the queue of a connection whose target does not read at 4 MiB.
+pub const CHANNEL_BUFFER: usize = 64;
+
+/// The same over a link, where the one channel carries HTTP/2. That takes them at once unless it has to answer something
+/// and its answer must wait for a turn of the session; stopped meanwhile, each would wait for the other for ever. So this
+/// is more than arrives in a round trip: the largest budget in the smallest chunks. From a peer that breaks all rules it
+/// holds 512 MiB.
+pub const LINK_CHANNEL_BUFFER: usize = 8_192;
 
 /// Seconds between SSH keep-alives. Load balancers cut idle connections after 60 s and more.
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);

@@ -12,7 +12,8 @@ use http::{Method, Request, Version};
 use kshuttle_test_support::net::{flood, server, swallow};
 use kshuttle_test_support::sshd::Sshd;
 use kshuttle_test_support::within;
-use kshuttle_wire::{ssh, write_queue};
+use kshuttle_wire::link::{self, Limits, Token};
+use kshuttle_wire::ssh;
 use russh::client::{self, Handle};
 use russh::keys::{Algorithm, PrivateKey, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
 
@@ -26,16 +27,18 @@ impl client::Handler for Trusting {
     }
 }
 
-/// A session in the flows channel, with settings of ours; the handle keeps it.
+/// A session over a link, with settings of ours, in its flows channel; the handle keeps it.
 async fn session(pod: &Sshd, key: PrivateKey) -> (Handle<Trusting>, SendRequest<Bytes>, PingPong) {
     let config = client::Config {
-        window_size: ssh::WINDOW,
+        window_size: ssh::LINK_WINDOW,
         maximum_packet_size: ssh::MAX_PACKET,
-        channel_buffer_size: ssh::CHANNEL_BUFFER,
+        channel_buffer_size: ssh::LINK_CHANNEL_BUFFER,
         preferred: ssh::preferred(),
         ..Default::default()
     };
-    let stream = write_queue::decouple(pod.dial().await);
+    let (stream, link) = link::connect(Token::generate().unwrap(), Limits::default());
+    let connection = pod.dial().await;
+    tokio::spawn(async move { link.attach(connection).await.unwrap().run().await });
     let mut handle = client::connect_stream(Arc::new(config), stream, Trusting).await.unwrap();
     let key = PrivateKeyWithHashAlg::new(Arc::new(key), None);
     assert!(handle.authenticate_publickey("kshuttle", key).await.unwrap().success());
