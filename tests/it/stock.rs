@@ -11,7 +11,9 @@ use kshuttle::tunnel::Connect;
 use kshuttle::tunnel::identity::{HostKey, Identity};
 use kshuttle::tunnel::pool::{DialError, Dialed, Pool, Route, Settings};
 use kshuttle::tunnel::ssh::SessionError;
-use kshuttle_test_support::net::{closed_port, connection, echo, exchange, greet_and_hold, ping, server};
+use kshuttle_test_support::net::{
+    closed_port, connection, echo, exchange, flood, greet_and_hold, ping, server,
+};
 use kshuttle_test_support::openssh::OpenSsh;
 use kshuttle_test_support::sshd::Sshd;
 use kshuttle_test_support::{pattern, within};
@@ -91,11 +93,6 @@ async fn application(pool: &Pool, target: Target) -> TcpStream {
         }
     });
     application
-}
-
-/// Sends for as long as somebody takes it.
-async fn flood(mut socket: TcpStream) {
-    while socket.write_all(&[7; 64 << 10]).await.is_ok() {}
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,7 +17,7 @@ use futures::FutureExt;
 use kshuttle::proxy::{Connections, listen, socks};
 use kshuttle::tunnel::identity::{HostKey, Identity};
 use kshuttle::tunnel::pool::{DialError, Dialed, Pool, Route, Settings};
-use kshuttle_test_support::net::{connect_through, echo, ping, server};
+use kshuttle_test_support::net::{connect_through, echo, flood, ping, server};
 use kshuttle_test_support::sshd::Sshd;
 use kshuttle_test_support::within;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -253,9 +253,4 @@ async fn download(ends: &Ends, from: SocketAddr) -> Duration {
         left -= count;
     }
     began.elapsed()
-}
-
-/// Sends for as long as somebody takes it.
-async fn flood(mut socket: TcpStream) {
-    while socket.write_all(&[7; 64 << 10]).await.is_ok() {}
 }

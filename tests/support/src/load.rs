@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep};
 
-use crate::net::{echo, server};
+use crate::net::{echo, flood, server};
 
 /// Bytes of a ping, there and back.
 const PING: usize = 64;
@@ -62,10 +62,6 @@ impl Servers {
     pub async fn start() -> Self {
         let taken = Arc::<AtomicU64>::default();
         let counter = taken.clone();
-        let source = server(|mut socket| async move {
-            let block = vec![7; BLOCK];
-            while socket.write_all(&block).await.is_ok() {}
-        });
         let sink = server(move |mut socket: TcpStream| {
             let counter = counter.clone();
             async move {
@@ -75,7 +71,7 @@ impl Servers {
                 }
             }
         });
-        Self { addresses: [source.await, sink.await, server(echo).await], taken }
+        Self { addresses: [server(flood).await, sink.await, server(echo).await], taken }
     }
 
     /// The same servers, reached through these addresses.
