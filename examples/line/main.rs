@@ -72,7 +72,7 @@ fn main() -> anyhow::Result<()> {
     let runtime = || Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let far_runtime = place.runtime()?;
     let far = there(&far_runtime, Far::start())?;
-    let servers = there(&far_runtime, async { Ok(Servers::start().await) })?;
+    let servers = there(&far_runtime, Servers::start());
     // The line listens here and connects there.
     let line = place.runtime()?;
     let parts =
@@ -108,10 +108,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 /// Runs it in a thread of this runtime.
-fn there<T: Send + 'static>(
-    runtime: &Runtime,
-    work: impl Future<Output = anyhow::Result<T>> + Send + 'static,
-) -> anyhow::Result<T> {
+fn there<T: Send + 'static>(runtime: &Runtime, work: impl Future<Output = T> + Send + 'static) -> T {
     runtime.block_on(runtime.spawn(work)).expect("no panic")
 }
 

@@ -1,7 +1,6 @@
 //! `sshuttle` over the line, as root redirects with it.
 
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -26,15 +25,9 @@ pub(crate) fn folder() -> Option<PathBuf> {
 }
 
 impl Sshuttle {
-    /// Redirects [`places::RANGE`] through OpenSSH at `line`, whose private key is in `key`.
-    pub(crate) fn start(line: SocketAddr, key: &Path) -> anyhow::Result<Self> {
+    /// Redirects [`places::RANGE`] through the OpenSSH that the command `ssh` reaches.
+    pub(crate) fn start(ssh: &str) -> anyhow::Result<Self> {
         let folder = folder().context("sshuttle is not there")?;
-        let ssh = format!(
-            "ssh -F none -c aes128-gcm@openssh.com -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null \
-             -o LogLevel=ERROR -o IdentitiesOnly=yes -i {} -p {}",
-            key.display(),
-            line.port()
-        );
         let mut sshuttle = Command::new("python3");
         sshuttle.env("PYTHONPATH", &folder).arg(folder.join("bin/sshuttle"));
         sshuttle.args([
@@ -42,7 +35,7 @@ impl Sshuttle {
             "nft",
             "--disable-ipv6",
             "--ssh-cmd",
-            &ssh,
+            ssh,
             "-r",
             "root@127.0.0.1",
             places::RANGE,

@@ -101,7 +101,7 @@ impl Way {
                 Ok(Near { addresses, _pool: None, _ssh: Some(ssh), _sshuttle: None })
             }
             Self::Sshuttle => {
-                let sshuttle = Sshuttle::start(line, &far.keys.path().join("client"))?;
+                let sshuttle = Sshuttle::start(&format!("ssh {}", ssh_options(far, line)))?;
                 let addresses = targets.map(|target| SocketAddr::from((places::SERVERS, target.port())));
                 tokio::time::timeout(UP_LIMIT, answers(addresses[2])).await.context("sshuttle answers")?;
                 Ok(Near { addresses, _pool: None, _ssh: None, _sshuttle: Some(sshuttle) })
@@ -212,6 +212,16 @@ fn write_key(path: &Path, key: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// How OpenSSH logs in over the line, whoever starts it.
+fn ssh_options(far: &Far, line: SocketAddr) -> String {
+    format!(
+        "-F none -c aes128-gcm@openssh.com -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null \
+         -o LogLevel=ERROR -o IdentitiesOnly=yes -i {}/client -p {}",
+        far.keys.path().display(),
+        line.port()
+    )
+}
+
 fn ssh(
     far: &Far,
     line: SocketAddr,
@@ -222,13 +232,7 @@ fn ssh(
         bail!("{OPENSSH_SERVER} is not there");
     }
     let mut ssh = Command::new("ssh");
-    ssh.args(["-F", "none", "-N", "-c", "aes128-gcm@openssh.com", "-p", &line.port().to_string()]);
-    for option in
-        ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "IdentitiesOnly=yes"]
-    {
-        ssh.args(["-o", option]);
-    }
-    ssh.arg("-i").arg(far.keys.path().join("client"));
+    ssh.arg("-N").args(ssh_options(far, line).split(' '));
     for (address, target) in addresses.iter().zip(targets) {
         ssh.arg("-L").arg(format!("127.0.0.1:{}:{target}", address.port()));
     }
