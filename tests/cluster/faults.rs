@@ -11,14 +11,11 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use kshuttle_test_support::http::connect;
-use kshuttle_test_support::kshuttle::{Kshuttle, PATIENCE, eventually, kubectl, output, program};
+use kshuttle_test_support::kshuttle::{Kshuttle, PATIENCE, eventually, kubectl, output};
 use kshuttle_test_support::operator::Broken;
 
 use crate::reach::{RANGES, bench};
 use crate::socks::listener;
-
-/// Between two looks at a counter.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 const TRANSPORTS: [&str; 2] = ["websocket", "spdy"];
 
@@ -75,13 +72,6 @@ impl Work {
     }
 }
 
-/// For whoever has to find out why something stands still: the sessions, and the kernel's connections on this side.
-fn how_it_stands() -> String {
-    let status = output(Command::new(program("kshuttle")).args(["status", "-o", "json"]));
-    let sockets = output(Command::new("ss").arg("-tnoiH"));
-    format!("{status}\n{sockets}")
-}
-
 /// Something that will end, and when it did.
 type Ending = JoinHandle<(Instant, io::Result<()>)>;
 
@@ -122,15 +112,10 @@ impl Transfer {
         if matches!(self.work, Work::Idle) {
             self.socket.write_all(b"x").unwrap();
         }
-        let deadline = Instant::now() + PATIENCE;
-        while self.moved.load(Ordering::Relaxed) == before {
-            let ended = self.ending.is_finished();
-            if ended || Instant::now() > deadline {
-                let why = if ended { "it ended".to_owned() } else { format!("not within {PATIENCE:?}") };
-                panic!("{what}: {why}\n{}", how_it_stands());
-            }
-            thread::sleep(LOOK_AGAIN);
-        }
+        eventually(what, PATIENCE, || {
+            assert!(!self.ending.is_finished(), "{what}: it ended");
+            (self.moved.load(Ordering::Relaxed) > before).then_some(())
+        });
     }
 
     fn end(self, since: Instant) -> (Duration, io::Result<()>) {

@@ -163,6 +163,15 @@ impl Kshuttle {
         kill(self.pid(), signal).expect("the process is there");
     }
 
+    /// For whoever has to find out why something stands still.
+    fn print_status(&self) {
+        let mut status = Command::new(program("kshuttle"));
+        // It has bounds of its own. A session of another user, or one that is not asked, says nothing.
+        if let Ok(output) = status.args(["status", "-o", "json", &self.pid().to_string()]).output() {
+            eprintln!("--- how it stands:\n{}", String::from_utf8_lossy(&output.stdout));
+        }
+    }
+
     /// Waits for its end.
     ///
     /// # Panics
@@ -191,6 +200,9 @@ impl Kshuttle {
 impl Drop for Kshuttle {
     fn drop(&mut self) {
         if matches!(self.child.try_wait(), Ok(None)) {
+            if std::thread::panicking() {
+                self.print_status();
+            }
             self.signal(Signal::SIGTERM);
             let deadline = Instant::now() + Duration::from_secs(15);
             while Instant::now() < deadline && matches!(self.child.try_wait(), Ok(None)) {
