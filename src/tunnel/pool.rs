@@ -11,6 +11,7 @@
 //! made of.
 
 mod slot;
+mod standstill;
 mod status;
 mod stock;
 

@@ -253,6 +253,12 @@ impl Session {
         }
     }
 
+    /// Returns when the server has answered a question, or the session has ended.
+    pub async fn answers(&self) {
+        // Fails when the session is over already; who waits for that finds out.
+        let _ = self.handle.send_ping().await;
+    }
+
     /// Asks for a sign of life, where no link does that; without one the session ends.
     pub(super) fn probe(&self) {
         let Flows::Channels(_) = self.flows else { return };
@@ -260,7 +266,7 @@ impl Session {
         tokio::spawn(async move {
             tokio::select! {
                 () = session.ended() => {}
-                answer = tokio::time::timeout(PROBE_TIME, session.handle.send_ping()) => if answer.is_err() {
+                answer = tokio::time::timeout(PROBE_TIME, session.answers()) => if answer.is_err() {
                     tracing::debug!("no sign of life");
                     session.abandon();
                 },

@@ -154,6 +154,8 @@ async fn flows_survive_resets_in_every_phase_of_a_session() {
     let status = handle.status();
     println!("{status:?}");
     assert!(status.drops_survived > 40, "{status:?}");
+    // Who asks whether the session stands still is answered.
+    within(session.answers()).await;
     // The idle one is still there; its end is told when the session ends for good.
     idle.write_all(b"x").await.unwrap();
     session.close().await;

@@ -3,7 +3,8 @@
 //! Three processes, so that each end's memory is its own: this one makes the connections and is their target; two more of this
 //! program are the laptop's end (SOCKS5, pool, link) and the pod's (its server).
 //!
-//! Arguments: `--flows N` (5,000), connections opened and closed; `--idle N` (1,000). `scripts/soak --opened` runs it longer.
+//! Arguments: `--flows N` (5,000), connections opened and closed; `--idle N` (1,000); `--rounds N` (3) and `--length MIB` (64) of the
+//! transfers beside idle connections. `scripts/soak --opened` runs it longer.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "all of this is a test")]
 
@@ -31,7 +32,7 @@ const IDLE_MAX: f64 = 12.0;
 const GROWTH_MAX: i64 = 5 << 10;
 
 /// Connections that nobody reads, and what they may take at an end in kB: stream windows grow with the session's rate, but all
-/// unread bytes together stay within 256 MiB (`flow/windows.rs`).
+/// unread bytes together stay within 256 MiB and what arrives meanwhile (`flow/windows.rs`).
 const STUCK: usize = 20;
 const STUCK_MAX: i64 = (256 + 32) << 10;
 
@@ -49,8 +50,21 @@ fn main() {
         Some("pod") => runtime.block_on(pod(&arguments[1])),
         Some("laptop") => runtime.block_on(laptop(arguments[1].parse().unwrap())),
         Some("--list") => {} // of cargo and its like
-        _ => runtime.block_on(measure(number("--flows", 5_000), number("--idle", 1_000))),
+        _ => runtime.block_on(measure(&Sizes {
+            flows: number("--flows", 5_000),
+            idle: number("--idle", 1_000),
+            rounds: number("--rounds", 3),
+            length: number("--length", 64) << 20,
+        })),
     }
+}
+
+/// The arguments, see above; `length` in bytes.
+struct Sizes {
+    flows: usize,
+    idle: usize,
+    rounds: usize,
+    length: usize,
 }
 
 /// Another process of this program; ends with its standard input.
@@ -188,13 +202,14 @@ async fn come_and_go(ends: &Ends, to: SocketAddr, count: usize) {
     }
 }
 
-async fn measure(flows: usize, idle: usize) {
+async fn measure(sizes: &Sizes) {
+    let &Sizes { flows, idle, .. } = sizes;
     let ends = Ends::start().await;
     let (echo, flood) = (server(echo).await, server(flood).await);
     come_and_go(&ends, echo, AT_ONCE).await;
     say(&format!("in kB, laptop and pod: {:?} in the beginning", ends.memory()));
 
-    let (before, fresh) = (ends.memory(), download(&ends, flood).await);
+    let before = ends.memory();
     let mut held = Vec::new();
     for _ in 0..idle {
         let mut socket = ends.connect(echo).await;
@@ -202,12 +217,9 @@ async fn measure(flows: usize, idle: usize) {
         held.push(socket);
     }
     let [laptop, pod] = ends.growth(before).map(|kb| kb as f64 / idle as f64);
-    let beside = download(&ends, flood).await;
-    say(&format!(
-        "{idle} idle connections: {laptop:.1} and {pod:.1} kB each; bulk beside them {:.2} of alone",
-        fresh.as_secs_f64() / beside.as_secs_f64()
-    ));
+    say(&format!("{idle} idle connections: {laptop:.1} and {pod:.1} kB each"));
     assert!(laptop <= IDLE_MAX, "an idle connection takes {laptop} kB at the laptop");
+    compare(&ends, flood, sizes).await;
     for socket in &mut held {
         ping(socket).await;
     }
@@ -233,19 +245,43 @@ async fn measure(flows: usize, idle: usize) {
         ping(&mut beside).await;
     }
     // Enough goes past them to fill whatever fills.
-    download(&ends, flood).await;
+    download(&ends, flood, 64 << 20).await;
     ping(&mut beside).await;
     let growth = ends.growth(before);
     say(&format!("{STUCK} connections that nobody reads: {growth:?} kB"));
     assert!(growth.iter().all(|kb| *kb <= STUCK_MAX), "{growth:?}");
 }
 
-/// How long so much takes.
-async fn download(ends: &Ends, from: SocketAddr) -> Duration {
-    const LENGTH: usize = 64 << 20;
+/// Says how fast transfers are in a session with idle connections beside one without; in turn, as the machine's speed varies.
+async fn compare(idle: &Ends, from: SocketAddr, sizes: &Sizes) {
+    let alone = Ends::start().await;
+    // Windows and budgets grow first.
+    for ends in [&alone, idle] {
+        download(ends, from, sizes.length).await;
+    }
+    let mut ratios = Vec::new();
+    for round in 0..sizes.rounds {
+        // Who comes second may find another machine than who comes first.
+        let (first, second) = if round % 2 == 0 { (&alone, idle) } else { (idle, &alone) };
+        let first = download(first, from, sizes.length).await.as_secs_f64();
+        let second = download(second, from, sizes.length).await.as_secs_f64();
+        ratios.push(if round % 2 == 0 { first / second } else { second / first });
+    }
+    ratios.sort_by(f64::total_cmp);
+    let (least, most) = (ratios[0], ratios[ratios.len() - 1]);
+    say(&format!(
+        "transfers beside them: {:.2} times as fast as alone ({least:.2} to {most:.2}, {} rounds of {} MiB)",
+        ratios[ratios.len() / 2],
+        ratios.len(),
+        sizes.length >> 20
+    ));
+}
+
+/// How long `length` bytes take.
+async fn download(ends: &Ends, from: SocketAddr, length: usize) -> Duration {
     let mut socket = ends.connect(from).await;
     let began = Instant::now();
-    let (mut left, mut buffer) = (LENGTH, vec![0; 256 << 10]);
+    let (mut left, mut buffer) = (length, vec![0; 256 << 10]);
     while left > 0 {
         let room = left.min(buffer.len());
         let count = within(socket.read(&mut buffer[..room])).await.unwrap();

@@ -18,6 +18,7 @@ use kshuttle_wire::link::{self, AttachError, Detached, Limits, LinkHandle, Phase
 use tokio::time::{Instant, sleep, timeout};
 
 use super::super::ssh::Session;
+use super::standstill::stands_still;
 use super::status::TunnelStatus;
 use super::{DialError, Dialed, Route, Shared, stock};
 
@@ -326,8 +327,12 @@ async fn tunnel(shared: &Shared, slot: &Slot, route: &Route) -> DialError {
         };
         slot.lock().session = Some(session.clone());
         shared.changed.send_replace(());
-        session.ended().await;
-        DialError::passing(format!("the SSH session with {} ended", route.name))
+        let attached = || handle.status().phase == Phase::Attached;
+        let why = tokio::select! {
+            () = session.ended() => "ended",
+            () = stands_still(attached, || session.answers()) => "stands still though its link is alive",
+        };
+        DialError::passing(format!("the SSH session with {} {why}", route.name))
     };
     tokio::select! {
         biased; // the link's end is the cause, the session's the effect

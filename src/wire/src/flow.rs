@@ -278,6 +278,9 @@ impl StreamRecv {
             tokio::select! {
                 biased;
                 data = stream.data() => {
+                    if let Some(Ok(_)) = data {
+                        self.counted.took();
+                    }
                     return data.transpose().map_err(|error| ConnectError::Session(ended(error)));
                 }
                 // The sender may wait for what h2 kept to itself under the larger window.

@@ -2,8 +2,9 @@
 //! must stay cheap.
 //!
 //! HTTP/2 has one initial window for all streams of a connection, and changing it changes the open ones too. So the
-//! window grows with the whole session's rate, but only as far as all flows together, should none be read any more,
-//! stay within [`MEMORY`].
+//! window grows with the whole session's rate, but only as far as all flows that hold data, should none be read any more,
+//! stay within 256 MiB ([`LARGEST_FLOWS`]). Flows that hold none cost no window: a thousand idle ones slow nobody down, and when one of them
+//! is not read any more, that is seen within [`PERIOD`].
 //!
 //! A smaller window may leave a sender with nothing although all it sent has been used: h2 0.4 keeps up to a third of a
 //! window to itself until more is used, and does not look again when the window shrinks. So once the peer has confirmed
@@ -18,11 +19,14 @@ use tokio::time::{Instant, sleep};
 use super::STREAM_WINDOW;
 use crate::pacing::Pacer;
 
-/// Bytes all open flows of a session may hold unread at one end beyond the [`STREAM_WINDOW`] each has anyway.
-const MEMORY: u64 = 256 << 20;
-
 /// Largest stream window: the largest budget.
 const LARGEST: u64 = 16 << 20;
+
+/// So many flows that hold data may have [`LARGEST`] each; with more, the window falls with the square of their number. In
+/// whatever order flows stop being read, each holds no more than the window of its turn, and these sum up to twice what the
+/// first eight hold: 256 MiB, beyond the [`STREAM_WINDOW`] each has anyway and what arrives until a smaller window is
+/// confirmed.
+const LARGEST_FLOWS: u64 = 8;
 
 /// Window over what arrives in one round trip: a window no larger than that would itself be what limits the rate.
 const HEADROOM: f64 = 2.0;
@@ -33,7 +37,8 @@ const SLACK: Duration = Duration::from_millis(20);
 /// Round trip assumed as long as none is known.
 const UNKNOWN_RTT: Duration = Duration::from_millis(100);
 
-/// Shortest time the rate is taken over. Also how often the window may change, and so SETTINGS are sent.
+/// Shortest time the rate is taken over. Also how often the window may change, and so SETTINGS are sent, and how often a
+/// large one is looked at: 20 times a second, but never more than [`KEEP`] after the last transfer.
 const PERIOD: Duration = Duration::from_millis(50);
 
 /// A window larger than needed is kept for so long: transfers come in groups.
@@ -51,6 +56,8 @@ pub(super) struct Windows {
 
 struct State {
     flows: u64,
+    /// Those of them that took data and have not used it.
+    holding: u64,
     /// Bytes used up since `since`.
     used: u64,
     since: Instant,
@@ -66,28 +73,20 @@ struct State {
 /// One open flow, counted.
 pub(super) struct Counted {
     windows: Arc<Windows>,
+    holds: bool,
     shrunk: watch::Receiver<()>,
 }
 
 impl Windows {
     pub(super) fn new(pacer: Option<Arc<Pacer>>) -> Arc<Self> {
-        let now = Instant::now();
-        let state = State {
-            flows: 0,
-            used: 0,
-            since: now,
-            window: STREAM_WINDOW,
-            wanted: STREAM_WINDOW,
-            shrinking: false,
-            needed_at: now,
-        };
+        let state = State::new(Instant::now());
         let shrunk = watch::Sender::new(());
         Arc::new(Self { pacer, state: Mutex::new(state), changed: Notify::new(), shrunk })
     }
 
     pub(super) fn count(self: &Arc<Self>) -> Counted {
         self.lock().flows += 1;
-        Counted { windows: self.clone(), shrunk: self.shrunk.subscribe() }
+        Counted { windows: self.clone(), holds: false, shrunk: self.shrunk.subscribe() }
     }
 
     /// Flows that are open now.
@@ -99,10 +98,13 @@ impl Windows {
     /// one. Safe to cancel.
     pub(super) async fn changed(&self) -> u32 {
         loop {
-            let shrinking = self.lock().shrinking;
+            let look = {
+                let state = self.lock();
+                state.shrinking || state.window > STREAM_WINDOW
+            };
             tokio::select! {
                 () = self.changed.notified() => {}
-                () = sleep(PERIOD), if shrinking => {}
+                () = sleep(PERIOD), if look => self.lock().look(Instant::now()),
             }
             let state = self.lock();
             if state.wanted != state.window || state.shrinking {
@@ -122,9 +124,10 @@ impl Windows {
         state.window = window;
     }
 
-    fn used(&self, bytes: usize) {
-        let Some(pacer) = &self.pacer else { return };
+    fn used(&self, bytes: usize, held: bool) {
         let mut state = self.lock();
+        state.holding -= u64::from(held);
+        let Some(pacer) = &self.pacer else { return };
         state.used += bytes as u64;
         let now = Instant::now();
         if now - state.since < PERIOD {
@@ -151,26 +154,60 @@ impl Windows {
 }
 
 impl State {
+    fn new(now: Instant) -> Self {
+        Self {
+            flows: 0,
+            holding: 0,
+            used: 0,
+            since: now,
+            window: STREAM_WINDOW,
+            wanted: STREAM_WINDOW,
+            shrinking: false,
+            needed_at: now,
+        }
+    }
+
     fn decide(&mut self, now: Instant, round: Duration) {
         let rate = self.used as f64 / (now - self.since).as_secs_f64();
         (self.used, self.since) = (0, now);
         let needed = (HEADROOM * rate * round.as_secs_f64()) as u64;
-        let room = LARGEST.min(MEMORY / self.flows.max(1)).max(STREAM_WINDOW.into());
-        let needed = needed.clamp(STREAM_WINDOW.into(), room) as u32;
-        let window = self.window.min(room as u32);
+        let room = self.room();
+        let needed = needed.clamp(STREAM_WINDOW.into(), room.into()) as u32;
+        let window = self.window.min(room);
         // Small corrections are not worth a frame.
         if needed >= window / 2 {
             self.needed_at = now;
         }
-        let grows = needed > window + window / 4 || needed > window && u64::from(needed) == room;
+        let grows = needed > window + window / 4 || needed > window && needed == room;
         self.wanted = if grows || now - self.needed_at > KEEP { needed } else { window };
+    }
+
+    /// Nobody may be using anything: because all is idle, or because nothing is read any more.
+    fn look(&mut self, now: Instant) {
+        self.wanted = match now - self.needed_at {
+            idle if idle > KEEP + PERIOD => STREAM_WINDOW,
+            _ => self.wanted.min(self.room()),
+        };
+    }
+
+    /// The largest window for as many as hold data, see [`LARGEST_FLOWS`].
+    fn room(&self) -> u32 {
+        let holding = self.holding.max(LARGEST_FLOWS);
+        (LARGEST * LARGEST_FLOWS.pow(2) / holding.pow(2)).max(STREAM_WINDOW.into()) as u32
     }
 }
 
 impl Counted {
+    /// Tells that this flow took data. What follows it may wait unread from now on.
+    pub(super) fn took(&mut self) {
+        if !std::mem::replace(&mut self.holds, true) {
+            self.windows.lock().holding += 1;
+        }
+    }
+
     /// Tells that `bytes` of this flow are used up.
-    pub(super) fn used(&self, bytes: usize) {
-        self.windows.used(bytes);
+    pub(super) fn used(&mut self, bytes: usize) {
+        self.windows.used(bytes, std::mem::take(&mut self.holds));
     }
 
     /// Waits until the peer has confirmed a smaller window, once for each. Safe to cancel.
@@ -182,7 +219,9 @@ impl Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.windows.lock().flows -= 1;
+        let mut state = self.windows.lock();
+        state.flows -= 1;
+        state.holding -= u64::from(self.holds);
     }
 }
 
@@ -209,7 +248,7 @@ mod tests {
     }
 
     /// Uses up `rate` bytes per second for two seconds, as fast as the window allows, telling the peer of each change.
-    async fn use_up(windows: &Windows, flow: &Counted, rate: f64, rtt: f64) {
+    async fn use_up(windows: &Windows, flow: &mut Counted, rate: f64, rtt: f64) {
         for _ in 0..200 {
             tokio::time::advance(Duration::from_millis(10)).await;
             let allowed = f64::from(windows.lock().window) / rtt;
@@ -222,12 +261,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_flow_gets_what_a_long_fast_path_holds_and_no_more() {
         let windows = windows(100).await;
-        let flow = windows.count();
+        let mut flow = windows.count();
         assert_eq!(windows.lock().window, MIB);
-        use_up(&windows, &flow, 25e6, 0.1).await;
+        use_up(&windows, &mut flow, 25e6, 0.1).await;
         let window = windows.lock().window;
         assert!((3 * MIB..8 * MIB).contains(&window), "{window}");
-        use_up(&windows, &flow, 1e9, 0.1).await;
+        use_up(&windows, &mut flow, 1e9, 0.1).await;
         assert_eq!(windows.lock().window, 16 * MIB);
     }
 
@@ -235,8 +274,8 @@ mod tests {
     async fn slow_and_near_sessions_keep_the_small_window() {
         for (rtt, rate) in [(100, 2.5e6), (20, 10e6), (1, 20e6)] {
             let windows = windows(rtt).await;
-            let flow = windows.count();
-            use_up(&windows, &flow, rate, rtt as f64 / 1e3).await;
+            let mut flow = windows.count();
+            use_up(&windows, &mut flow, rate, rtt as f64 / 1e3).await;
             assert_eq!(windows.lock().window, MIB, "{rtt} ms {rate}");
         }
     }
@@ -244,31 +283,66 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn many_flows_share_the_memory() {
         let windows = windows(100).await;
-        let flow = windows.count();
-        use_up(&windows, &flow, 1e9, 0.1).await;
-        let others: Vec<Counted> = (0..99).map(|_| windows.count()).collect();
-        use_up(&windows, &flow, 1e9, 0.1).await;
-        assert_eq!(u64::from(windows.lock().window), (256 << 20) / 100);
-        let more: Vec<Counted> = (0..1_000).map(|_| windows.count()).collect();
-        use_up(&windows, &flow, 1e9, 0.1).await;
+        let mut flow = windows.count();
+        use_up(&windows, &mut flow, 1e9, 0.1).await;
+        let mut others: Vec<Counted> = (0..1_099).map(|_| windows.count()).collect();
+        use_up(&windows, &mut flow, 1e9, 0.1).await;
+        assert_eq!(windows.lock().window, 16 * MIB, "idle flows hold nothing");
+        others[..16].iter_mut().for_each(Counted::took);
+        use_up(&windows, &mut flow, 1e9, 0.1).await;
+        assert_eq!(windows.lock().window, 4 * MIB);
+        others.iter_mut().for_each(Counted::took);
+        use_up(&windows, &mut flow, 1e9, 0.1).await;
         assert_eq!(windows.lock().window, MIB);
-        drop((others, more));
-        use_up(&windows, &flow, 1e9, 0.1).await;
+        drop(others);
+        use_up(&windows, &mut flow, 1e9, 0.1).await;
         assert_eq!(windows.lock().window, 16 * MIB);
+    }
+
+    #[test]
+    fn in_whatever_order_flows_get_stuck_they_hold_no_more_than_promised() {
+        let mut state = State::new(Instant::now());
+        let mut held = 0;
+        for holding in 1..=super::super::MAX_FLOWS as u64 {
+            state.holding = holding;
+            held += u64::from(state.room() - STREAM_WINDOW);
+        }
+        assert!(held < 256 << 20, "{held}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_nothing_is_read_any_more_the_window_shrinks_all_the_same() {
+        let windows = windows(100).await;
+        let mut flow = windows.count();
+        use_up(&windows, &mut flow, 1e9, 0.1).await;
+        let mut stuck: Vec<Counted> = (0..16).map(|_| windows.count()).collect();
+        stuck.iter_mut().for_each(Counted::took);
+        let began = Instant::now();
+        assert_eq!(windows.changed().await, 4 * MIB);
+        assert!(began.elapsed() <= 2 * PERIOD);
+        windows.told(4 * MIB);
+        // And when all is idle.
+        stuck.iter_mut().for_each(|flow| flow.used(1));
+        while windows.lock().window > MIB {
+            windows.told(windows.changed().await);
+        }
+        assert!((KEEP..KEEP + 4 * PERIOD).contains(&began.elapsed()), "{:?}", began.elapsed());
+        windows.told(MIB); // confirmed
+        assert!(tokio::time::timeout(10 * KEEP, windows.changed()).await.is_err(), "nobody looks any more");
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_window_shrinks_when_long_not_needed() {
         let windows = windows(100).await;
-        let flow = windows.count();
-        use_up(&windows, &flow, 50e6, 0.1).await;
+        let mut flow = windows.count();
+        use_up(&windows, &mut flow, 50e6, 0.1).await;
         let large = windows.lock().window;
         for _ in 0..4 {
-            use_up(&windows, &flow, 1e3, 0.1).await;
+            use_up(&windows, &mut flow, 1e3, 0.1).await;
         }
         assert_eq!(windows.lock().window, large);
         for _ in 0..2 {
-            use_up(&windows, &flow, 1e3, 0.1).await;
+            use_up(&windows, &mut flow, 1e3, 0.1).await;
         }
         assert_eq!(windows.lock().window, MIB);
     }
@@ -276,8 +350,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn without_pacing_nothing_changes() {
         let windows = Windows::new(None);
-        let flow = windows.count();
-        use_up(&windows, &flow, 1e9, 0.1).await;
+        let mut flow = windows.count();
+        use_up(&windows, &mut flow, 1e9, 0.1).await;
         assert_eq!(windows.lock().window, MIB);
     }
 
