@@ -35,6 +35,8 @@ use crate::port_forward::{self, Wanted};
 use crate::privileged::{Helper, PrivilegedError, Starting};
 use crate::proxy::{self, Connections, redirect, socks};
 use crate::report::{self, Steps};
+use crate::session;
+use crate::session::ticket::Ticket;
 use crate::shutdown::{Questions, Signals, Stop};
 use crate::tunnel::pool::{Pool, Settings};
 
@@ -400,6 +402,11 @@ async fn ranges(cluster: &Cluster, asked: &[Subnet], steps: &mut Steps) -> anyho
 fn owner() -> String {
     let host = nix::unistd::gethostname().ok().and_then(|host| host.into_string().ok());
     format!("{}@{}", user_name().as_deref().unwrap_or("unknown"), host.as_deref().unwrap_or("unknown"))
+}
+
+/// Whether nobody uses this pod of this session any more, certainly: its process is gone, and no other goes on with it.
+fn is_over(session: &str, uid: &str) -> bool {
+    session::is_dead(session) && !Ticket::is_held(uid)
 }
 
 /// Who runs this, if the uid has a name.

@@ -3,6 +3,8 @@
 //! A session is named by the place where its process id means something, the id, and when the process started. Only of
 //! a session of the very same place can be said that it is dead; of all others nothing is known.
 
+pub mod ticket;
+
 #[cfg(target_os = "linux")]
 mod linux;
 #[cfg(target_os = "linux")]

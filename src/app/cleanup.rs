@@ -1,10 +1,9 @@
 //! `kshuttle cleanup`: shows what is left in the namespace, and removes it when told to.
 
-use super::{connect_cluster, owner};
+use super::{connect_cluster, is_over, owner};
 use crate::cli::{CleanupArgs, ClusterArgs};
 use crate::cluster::sshd_pod::left_over::{self, PodState};
 use crate::report::{Steps, answer, chain};
-use crate::session;
 
 /// Lists the left-overs of this user on this machine and the programs that no pod runs; with `--yes` removes them.
 ///
@@ -13,7 +12,7 @@ use crate::session;
 pub async fn cleanup(cluster: &ClusterArgs, args: &CleanupArgs) -> anyhow::Result<()> {
     let mut steps = Steps::default();
     let cluster = connect_cluster(cluster, &mut steps).await?;
-    let pods = left_over::pods(&cluster, &owner(), session::is_dead).await?;
+    let pods = left_over::pods(&cluster, &owner(), is_over).await?;
     let done = if args.yes { "deleted" } else { "left over" };
     let (mut listed, mut alive, mut others) = (0, 0, 0);
     for pod in &pods {

@@ -1,7 +1,7 @@
 //! Our pod and the tunnels to it, kept up for as long as the session lasts.
 //!
-//! The tunnels mend themselves (see [`crate::tunnel::pool`]); here is what they cannot: make the pod, and make another
-//! when it is gone.
+//! The tunnels mend themselves (see [`crate::tunnel::pool`]); here is what they cannot: make the pod, or go on with the one
+//! of a session that was killed, and make another when it is gone.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures::FutureExt;
+use russh::keys::PublicKey;
 use tokio::time::Instant;
 
 use super::{owner, session_name};
@@ -23,13 +24,17 @@ use crate::cluster::sshd_pod::patch::PodPatch;
 use crate::cluster::sshd_pod::wait::StartFailure;
 use crate::cluster::sshd_pod::{self, PodError, PodOptions, Program, RunAs, SshdPod};
 use crate::report::{Steps, chain};
-use crate::session::{self, Session};
+use crate::session::Session;
+use crate::session::ticket::{Contents, Ticket};
 use crate::tunnel::identity::{HostKey, Identity};
 use crate::tunnel::pool::{DialError, Dialed, Pool, Route};
 use crate::tunnel::ssh::USER;
 
 /// How long a running pod's server may take to listen: it only has to read its environment and make a key.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The same for a pod that ran already when we came: it listens, or it is of no use.
+const RESUME_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A pod that ended sooner than this after its tunnel stood did not end by chance.
 const SETTLED: Duration = Duration::from_secs(30);
@@ -53,6 +58,8 @@ pub(super) struct Keeper {
     pool: Pool,
     patch: Option<PodPatch>,
     pod: Option<SshdPod>,
+    /// By which the next run finds the pod, should this one be killed.
+    ticket: Option<Ticket>,
 }
 
 impl Keeper {
@@ -67,6 +74,7 @@ impl Keeper {
             // Before anything is started: the commonest mistake is in there.
             patch: args.pod_patch.as_deref().map(PodPatch::read).transpose().map_err(PodError::from)?,
             pod: None,
+            ticket: None,
         })
     }
 
@@ -91,17 +99,94 @@ impl Keeper {
         &self.pool
     }
 
-    /// Makes the pod and waits for the first tunnel to it. Connections to the pod before are reset at once.
+    /// Makes the pod, or goes on with one that is there, and waits for the first tunnel to it. Connections to the pod before
+    /// are reset at once.
     pub(super) async fn start(&mut self, steps: &mut Steps) -> anyhow::Result<()> {
         self.pool.lead(None);
-        let started = match self.make_pod(steps).await {
-            Ok(()) => self.lead(steps).await,
+        let options = self.options()?;
+        if self.pod.is_none() && self.resume(&options, steps).await {
+            return Ok(());
+        }
+        let started = match self.make_pod(&options, steps).await {
+            Ok(()) => self.lead(&options, steps).await,
             Err(error) => Err(error),
         };
         match started {
             Err(error) if lacks_right(&error) => Err(self.all_that_lacks(error).await),
             started => started,
         }
+    }
+
+    /// Goes on with a pod of a session of this user on this machine that was killed, if it is what would be made now. What
+    /// speaks against it is no error: then one is made.
+    async fn resume(&mut self, options: &PodOptions, steps: &mut Steps) -> bool {
+        let (server, recipe) = (self.cluster.server().to_string(), options.recipe());
+        let namespace = self.cluster.namespace();
+        let Some(ticket) = Ticket::take(|ticket| {
+            ticket.server == server && ticket.namespace == namespace && ticket.recipe == recipe
+        }) else {
+            return false;
+        };
+        let contents = ticket.contents().clone();
+        let keys = (Identity::from_openssh(&contents.key), PublicKey::from_openssh(&contents.host_key));
+        let found = sshd_pod::find_running(&self.cluster, options, &contents.pod, &contents.uid).await;
+        let ((Ok(identity), Ok(host_key)), Ok(Some(pod))) = (keys, found) else {
+            ticket.remove();
+            return false;
+        };
+        let host_key = HostKey::known(host_key);
+        self.pool.lead(Some(route(&self.dialer, &pod, &identity, &host_key)));
+        match self.pool.first_up(RESUME_TIMEOUT).await {
+            Ok(way) => {
+                steps.done("pod", format_args!("{} is running still: its session was killed", pod.name()));
+                self.identity = identity;
+                self.ticket = Some(ticket);
+                self.stands(&way, pod, &host_key, options, contents.run, steps);
+                left_over::reap(&self.cluster, &options.owner, super::is_over).await;
+                true
+            }
+            Err(error) => {
+                tracing::info!(pod = pod.name(), error = chain(&error), "cannot go on with a pod that runs");
+                self.pool.lead(None);
+                // It is reaped with all that is left over.
+                ticket.remove();
+                false
+            }
+        }
+    }
+
+    /// A tunnel to `pod` is there.
+    fn stands(
+        &mut self,
+        way: &str,
+        pod: SshdPod,
+        host_key: &HostKey,
+        options: &PodOptions,
+        run: u32,
+        steps: &mut Steps,
+    ) {
+        let fingerprint = host_key.fingerprint().unwrap_or_default();
+        steps.done("tunnel", format_args!("SSH over {way}, host key {fingerprint}"));
+        let (Ok(key), Some(Ok(host_key))) =
+            (self.identity.to_openssh(), host_key.pinned().map(PublicKey::to_openssh))
+        else {
+            return;
+        };
+        let written = Ticket::write(Contents {
+            server: self.cluster.server().to_string(),
+            namespace: self.cluster.namespace().to_owned(),
+            pod: pod.name().to_owned(),
+            uid: pod.uid().to_owned(),
+            recipe: options.recipe(),
+            key,
+            host_key,
+            run,
+        });
+        match written {
+            Ok(ticket) => self.ticket = Some(ticket),
+            Err(error) => tracing::info!(%error, "no place for a session ticket"),
+        }
+        self.pod = Some(pod);
     }
 
     /// What was refused is rarely all that is missing.
@@ -118,7 +203,7 @@ impl Keeper {
     }
 
     /// Leads the tunnels to the pod and waits for the first.
-    async fn lead(&mut self, steps: &mut Steps) -> anyhow::Result<()> {
+    async fn lead(&mut self, options: &PodOptions, steps: &mut Steps) -> anyhow::Result<()> {
         let Self { pod: Some(pod), pool, .. } = self else { unreachable!("there is a pod") };
         let host_key = HostKey::default();
         pool.lead(Some(route(&self.dialer, pod, &self.identity, &host_key)));
@@ -127,8 +212,8 @@ impl Keeper {
             // A program that dies at once may have been seen running.
             end = pod.ended() => return Err(start_failed(pod, end)),
         };
-        let fingerprint = host_key.fingerprint().unwrap_or_default();
-        steps.done("tunnel", format_args!("SSH over {way}, host key {fingerprint}"));
+        let pod = pod.clone();
+        self.stands(&way, pod, &host_key, options, 1, steps);
         Ok(())
     }
 
@@ -176,20 +261,22 @@ impl Keeper {
         self.pool.close().await;
         let Some(pod) = self.pod else { return };
         match pod.delete().await {
-            Ok(()) => steps.done("pod", "deleted"),
+            Ok(()) => {
+                self.ticket.into_iter().for_each(Ticket::remove);
+                steps.done("pod", "deleted");
+            }
             Err(error) => steps.say(format_args!("warning: {}", chain(&error))),
         }
     }
 
-    async fn make_pod(&mut self, steps: &mut Steps) -> anyhow::Result<()> {
+    fn options(&self) -> anyhow::Result<PodOptions> {
         let program = match &self.args.image {
             Some(image) => Program::Image(image.clone()),
             None => {
                 Program::Delivered { payload: Payload::load()?, carrier: self.args.carrier_image.clone() }
             }
         };
-        let owner = owner();
-        let options = PodOptions {
+        Ok(PodOptions {
             program,
             run_as: self.args.run_as_user.map_or(RunAs::Default, RunAs::Uid),
             authorized_key: self.identity.authorized_key().context("write down this session's key")?,
@@ -200,16 +287,20 @@ impl Keeper {
             node_time_max: self.args.pod_start.unwrap_or(sshd_pod::NODE_TIME_MAX),
             pull_policy: self.args.image_pull_policy,
             patch: self.patch.clone(),
-            owner: owner.clone(),
-        };
+            owner: owner(),
+        })
+    }
+
+    async fn make_pod(&mut self, options: &PodOptions, steps: &mut Steps) -> anyhow::Result<()> {
+        self.ticket.take().into_iter().for_each(Ticket::remove);
         if let Some(before) = self.pod.take() {
             // It ended, or its replacement did not start: what is left of it is of no use.
             if let Err(error) = before.delete().await {
                 tracing::info!(error = chain(&error), "the pod before stays");
             }
         }
-        left_over::reap(&self.cluster, &owner, session::is_dead).await;
-        let pod = sshd_pod::create(&self.cluster, &options, |text| steps.waiting(text)).await?;
+        left_over::reap(&self.cluster, &options.owner, super::is_over).await;
+        let pod = sshd_pod::create(&self.cluster, options, |text| steps.waiting(text)).await?;
         // Known before it runs: a stop meanwhile deletes it.
         let pod = self.pod.insert(pod);
         let (running, may_delete) = tokio::join!(

@@ -267,7 +267,7 @@ fn key_of(object: &ConfigMap) -> String {
 }
 
 /// SHA-256 in hexadecimal.
-fn hash(bytes: &[u8]) -> String {
+pub(super) fn hash(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -104,14 +104,29 @@ pub async fn create(
             .map_err(|source| PodError::Delivery { namespace: namespace.clone(), source })?;
     }
     let pod = ask(api.create(&PostParams::default(), &pod)).await.map_err(refused)?;
-    Ok(SshdPod {
-        api,
-        name: pod.metadata.name.unwrap_or_default(),
-        namespace,
-        uid: pod.metadata.uid.unwrap_or_default(),
-        start_time_max: options.start_time_max,
-        node_time_max: options.node_time_max,
-    })
+    Ok(SshdPod::of(pod, api, &namespace, options))
+}
+
+/// A pod of `options.owner` that was made before and still runs.
+///
+/// # Errors
+/// When the API server refuses or does not answer.
+pub async fn find_running(
+    cluster: &Cluster,
+    options: &PodOptions,
+    name: &str,
+    uid: &str,
+) -> Result<Option<SshdPod>, ApiError> {
+    let api: Api<Pod> = Api::namespaced(cluster.client().clone(), cluster.namespace());
+    let found = ask(api.get_opt(name)).await?.filter(|pod| {
+        let metadata = &pod.metadata;
+        let owner = metadata.annotations.as_ref().and_then(|all| all.get(OWNER_ANNOTATION));
+        metadata.uid.as_deref() == Some(uid)
+            && metadata.deletion_timestamp.is_none()
+            && owner == Some(&options.owner)
+            && pod.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Running"))
+    });
+    Ok(found.map(|pod| SshdPod::of(pod, api, cluster.namespace(), options)))
 }
 
 /// Sends the pod through authorization and admission without making it (`dryRun=All`): what a policy says against it
@@ -126,6 +141,17 @@ async fn rehearse(api: &Api<Pod>, pod: &Pod) -> Result<(), ApiError> {
 }
 
 impl SshdPod {
+    fn of(pod: Pod, api: Api<Pod>, namespace: &str, options: &PodOptions) -> Self {
+        Self {
+            api,
+            name: pod.metadata.name.unwrap_or_default(),
+            namespace: namespace.to_owned(),
+            uid: pod.metadata.uid.unwrap_or_default(),
+            start_time_max: options.start_time_max,
+            node_time_max: options.node_time_max,
+        }
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name

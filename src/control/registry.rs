@@ -89,6 +89,33 @@ pub fn sessions() -> Vec<Found> {
     found
 }
 
+/// A folder of this name beside those of the sessions, in the first place that only this user can change; made if needed.
+///
+/// # Errors
+/// When there is no such place.
+pub fn prepare(name: &str) -> io::Result<PathBuf> {
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for place in places() {
+        let made = place.prepare().and_then(|all| {
+            let folder = all.join(name);
+            match DirBuilder::new().mode(0o700).create(&folder) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+                _ => Ok(folder),
+            }
+        });
+        match made {
+            Ok(folder) => return Ok(folder),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// Those that [`prepare`] may have made.
+pub fn existing(name: &str) -> Vec<PathBuf> {
+    places().iter().filter(|place| place.is_ours()).map(|place| place.all().join(name)).collect()
+}
+
 /// A folder under which ours belongs.
 struct Place {
     folder: PathBuf,

@@ -8,7 +8,8 @@ use std::sync::{Arc, OnceLock};
 use russh::keys::ssh_key::{self, LineEnding};
 use russh::keys::{Algorithm, HashAlg, PrivateKey, PublicKey};
 
-/// A key pair. That of a run never leaves memory; its public half travels in the pod's manifest.
+/// A key pair. That of a run leaves memory only into files of its user that go with its pod (`session::ticket`,
+/// `ssh-config`); its public half travels in the pod's manifest.
 #[derive(Clone)]
 pub struct Identity {
     key: Arc<PrivateKey>,
@@ -37,6 +38,14 @@ impl Identity {
         Ok(Self { key: Arc::new(key) })
     }
 
+    /// What [`to_openssh`](Self::to_openssh) wrote.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn from_openssh(text: &str) -> Result<Self, ssh_key::Error> {
+        Ok(Self { key: Arc::new(PrivateKey::from_openssh(text)?) })
+    }
+
     /// The public half as an `authorized_keys` line.
     ///
     /// # Errors
@@ -45,7 +54,7 @@ impl Identity {
         self.key.public_key().to_openssh()
     }
 
-    /// The private half in OpenSSH's format, for tests that log in with a stock client.
+    /// The private half in OpenSSH's format.
     ///
     /// # Errors
     /// Never for an Ed25519 key; the encoder's signature says it could.

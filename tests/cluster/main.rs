@@ -134,6 +134,7 @@ const BOX: &[Test] = tests! {
         a_program_that_is_there_needs_no_right_to_bring_it;
     life:
         killed_sessions_leave_no_pod_and_others_keep_theirs,
+        a_killed_sessions_pod_serves_the_next_if_it_is_the_same,
         cleanup_lists_and_then_removes,
         an_evicted_pod_is_replaced,
         a_drained_cluster_is_a_clear_end,

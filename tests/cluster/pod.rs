@@ -234,8 +234,8 @@ pub(crate) fn an_idle_server_ends_and_the_next_session_removes_its_pod() {
             .await
             .expect("it stays")
             .unwrap();
-        assert_eq!(reap(&cluster, "somebody@else", |_| true).await, 0);
-        assert_eq!(reap(&cluster, &brief.owner, |_| false).await, 1);
+        assert_eq!(reap(&cluster, "somebody@else", |_, _| true).await, 0);
+        assert_eq!(reap(&cluster, &brief.owner, |_, _| false).await, 1);
         is_gone(&cluster, &pod).await;
     });
 }

@@ -30,6 +30,14 @@ pub(crate) fn the_api_server_answers_by_its_name_in_the_cluster() {
     assert!(text.contains("gitVersion") || text.contains("\"Status\""), "{text}");
 }
 
+/// Fetches something from the cluster.
+pub(crate) fn fetches(kshuttle: &Kshuttle) {
+    let (proxy, url) =
+        (format!("socks5h://{}", listener(kshuttle)), "http://hello.default.svc.cluster.local/");
+    let text = output(Command::new("curl").args(["-sS", "--max-time", "30", "-x", &proxy, url]));
+    assert_eq!(text, "hello from the cluster");
+}
+
 /// Where it says that it listens.
 pub(crate) fn listener(kshuttle: &Kshuttle) -> String {
     let said = kshuttle.said();

@@ -64,23 +64,24 @@ pub struct UnusedProgram {
     uid: String,
 }
 
-/// Our pods in the cluster's namespace. `is_dead` says whether a session is certainly over.
+/// Our pods in the cluster's namespace. `is_over` says of a session's name and a pod's uid whether nobody uses the pod any
+/// more, certainly.
 ///
 /// # Errors
 /// When they may not be listed, or the API server does not answer.
 pub async fn pods(
     cluster: &Cluster,
     owner: &str,
-    is_dead: impl Fn(&str) -> bool,
+    is_over: impl Fn(&str, &str) -> bool,
 ) -> Result<Vec<FoundPod>, ApiError> {
     let found = list_pods(cluster).await?;
-    Ok(found.iter().filter_map(|pod| found_pod(pod, owner, &is_dead)).collect())
+    Ok(found.iter().filter_map(|pod| found_pod(pod, owner, &is_over)).collect())
 }
 
 /// Deletes pods that `owner` left behind; how many. It is housekeeping: what is not allowed or does not answer stays,
 /// and nobody is bothered.
-pub async fn reap(cluster: &Cluster, owner: &str, is_dead: impl Fn(&str) -> bool) -> usize {
-    let found = match pods(cluster, owner, is_dead).await {
+pub async fn reap(cluster: &Cluster, owner: &str, is_over: impl Fn(&str, &str) -> bool) -> usize {
+    let found = match pods(cluster, owner, is_over).await {
         Ok(found) => found,
         Err(error) => {
             tracing::debug!(%error, "left-over pods are not readable");
@@ -151,7 +152,7 @@ async fn list_pods(cluster: &Cluster) -> Result<Vec<Pod>, ApiError> {
 }
 
 /// None for a pod that is going already.
-fn found_pod(pod: &Pod, owner: &str, is_dead: impl Fn(&str) -> bool) -> Option<FoundPod> {
+fn found_pod(pod: &Pod, owner: &str, is_over: impl Fn(&str, &str) -> bool) -> Option<FoundPod> {
     if pod.metadata.deletion_timestamp.is_some() {
         return None;
     }
@@ -159,16 +160,17 @@ fn found_pod(pod: &Pod, owner: &str, is_dead: impl Fn(&str) -> bool) -> Option<F
         |name| pod.metadata.annotations.as_ref().and_then(|all| all.get(name)).map(String::as_str);
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     let whose = annotation(OWNER_ANNOTATION).unwrap_or("nobody");
+    let uid = pod.metadata.uid.clone()?;
     let state = if whose != owner {
         PodState::Others(whose.to_owned())
     } else if matches!(phase, Some("Succeeded" | "Failed")) {
         PodState::Ended
-    } else if annotation(SESSION_ANNOTATION).is_some_and(is_dead) {
+    } else if annotation(SESSION_ANNOTATION).is_some_and(|session| is_over(session, &uid)) {
         PodState::SessionDead
     } else {
         PodState::MayLive
     };
-    Some(FoundPod { name: pod.metadata.name.clone()?, uid: pod.metadata.uid.clone()?, state })
+    Some(FoundPod { name: pod.metadata.name.clone()?, uid, state })
 }
 
 /// Names of the ConfigMaps that a pod projects.
@@ -219,6 +221,7 @@ mod tests {
                 item("d", "bob@laptop", "dead", "Running"),
                 item("e", "ada@laptop", "dead", "Running"),
                 item("f", "ada@laptop", "dead", "Pending"),
+                item("g", "ada@laptop", "dead", "Running"),
                 going,
             ]),
             Answer::ok("DELETE /api/v1/namespaces/dev/pods/a", json!({"kind": "Pod", "metadata": {}})),
@@ -227,8 +230,8 @@ mod tests {
             Answer::refusal("GET", 403, "Forbidden", "no list"),
         ])
         .await;
-        assert_eq!(reap(&api.cluster, "ada@laptop", |session| session == "dead").await, 3);
-        assert_eq!(reap(&api.cluster, "ada@laptop", |_| true).await, 0);
+        assert_eq!(reap(&api.cluster, "ada@laptop", |session, pod| session == "dead" && pod != "g").await, 3);
+        assert_eq!(reap(&api.cluster, "ada@laptop", |_, _| true).await, 0);
         assert_eq!(api.left(), 0);
     }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::super::delivery::Payload;
+use super::super::delivery::{Payload, hash};
 use super::patch::PodPatch;
 
 /// What the pod is made of.
@@ -30,6 +30,20 @@ pub struct PodOptions {
     pub pull_policy: Option<PullPolicy>,
     /// What the user changes about it.
     pub patch: Option<PodPatch>,
+}
+
+impl PodOptions {
+    /// Names what the pod is made from, without whose it is: a pod can stand in for another of the same recipe.
+    pub fn recipe(&self) -> String {
+        let program = match &self.program {
+            Program::Delivered { payload, carrier } => {
+                format!("{} in {carrier:?}", payload.delivered().sha256)
+            }
+            Program::Image(image) => format!("image {image}"),
+        };
+        let rest = (self.run_as, self.idle, self.pull_policy, &self.patch);
+        hash(format!("{} {program} {rest:?}", env!("CARGO_PKG_VERSION")).as_bytes())
+    }
 }
 
 /// Where the server comes from.
