@@ -8,6 +8,7 @@ mod cleanup;
 pub mod existing;
 mod keeper;
 mod ssh_config;
+pub mod uploaded;
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -21,6 +22,7 @@ pub use self::cleanup::cleanup;
 use self::existing::Existing;
 use self::keeper::Keeper;
 pub use self::ssh_config::{ssh_config, ssh_proxy};
+use self::uploaded::Uploaded;
 use crate::addr::Subnet;
 use crate::cli::{
     ClusterArgs, Output, PodArgs, PortForwardArgs, QuitArgs, RedirectArgs, SocksArgs, StatusArgs,
@@ -216,13 +218,17 @@ struct Parts {
 enum Through {
     Own(Box<Keeper>),
     Existing(Box<Existing>),
+    Uploaded(Box<Uploaded>),
 }
 
 impl Through {
     fn new(cluster: Cluster, transport: Transport, args: &PodArgs) -> anyhow::Result<Self> {
-        Ok(match &args.pod {
-            Some(place) => Self::Existing(Box::new(Existing::new(cluster, transport, place, args)?)),
-            None => Self::Own(Box::new(Keeper::new(cluster, transport, args)?)),
+        Ok(match (&args.pod, &args.upload) {
+            (Some(place), _) => Self::Existing(Box::new(Existing::new(cluster, transport, place, args)?)),
+            (None, Some(target)) => {
+                Self::Uploaded(Box::new(Uploaded::new(cluster, transport, target, args)?))
+            }
+            (None, None) => Self::Own(Box::new(Keeper::new(cluster, transport, args)?)),
         })
     }
 
@@ -230,6 +236,7 @@ impl Through {
         match self {
             Self::Own(keeper) => keeper.pool(),
             Self::Existing(existing) => existing.pool(),
+            Self::Uploaded(uploaded) => uploaded.pool(),
         }
     }
 
@@ -237,6 +244,7 @@ impl Through {
         match self {
             Self::Own(keeper) => keeper.start(steps).await,
             Self::Existing(existing) => existing.start(steps).await,
+            Self::Uploaded(uploaded) => uploaded.start(steps).await,
         }
     }
 
@@ -245,6 +253,7 @@ impl Through {
         match self {
             Self::Own(keeper) => keeper.keep(steps).await,
             Self::Existing(existing) => existing.keep().await,
+            Self::Uploaded(uploaded) => uploaded.keep(steps).await,
         }
     }
 
@@ -252,6 +261,7 @@ impl Through {
         match self {
             Self::Own(keeper) => keeper.stop(steps).await,
             Self::Existing(existing) => existing.stop().await,
+            Self::Uploaded(uploaded) => uploaded.stop(steps).await,
         }
     }
 }

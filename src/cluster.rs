@@ -2,7 +2,8 @@
 //!
 //! In order of use: [`client`] connects, [`delivery`] brings the server's program into the namespace,
 //! [`sshd_pod`] starts the pod, [`port_forward`] opens the stream to it. [`subnets`] asks which ranges to
-//! redirect. [`target`] finds the pod that `kshuttle port-forward` goes to. [`api_error`] and [`rights`] turn refusals into words.
+//! redirect. [`target`] finds the pod that `kshuttle port-forward` goes to, [`upload`] brings the server into
+//! a container that is there already. [`api_error`] and [`rights`] turn refusals into words.
 
 pub mod api_error;
 pub mod client;
@@ -14,3 +15,4 @@ pub mod rights;
 pub mod sshd_pod;
 pub mod subnets;
 pub mod target;
+pub mod upload;

@@ -12,6 +12,7 @@ use std::time::Instant;
 pub use kshuttle_wire::causes::chain;
 
 use crate::app::existing::ExistingError;
+use crate::app::uploaded::UploadedError;
 use crate::cluster::api_error::ApiError;
 use crate::cluster::client::ClusterError;
 use crate::cluster::delivery::DeliveryError;
@@ -19,6 +20,7 @@ use crate::cluster::port_forward::PortForwardError;
 use crate::cluster::rights::RightsError;
 use crate::cluster::sshd_pod::PodError;
 use crate::cluster::target::TargetError;
+use crate::cluster::upload::UploadError;
 use crate::port_forward::ForwardingError;
 use crate::privileged::PrivilegedError;
 use crate::shutdown::Stop;
@@ -163,6 +165,16 @@ fn exit_code(cause: &(dyn StdError + 'static)) -> Option<u8> {
     if PortForwardError::among(cause).is_some_and(PortForwardError::is_denied) {
         return Some(exit::NOT_PERMITTED);
     }
+    if let Some(UploadedError::Upload { source, .. }) = cause.downcast_ref() {
+        return match source {
+            UploadError::Read { source, .. } | UploadError::Exec { source, .. }
+                if source.missing_right().is_some() =>
+            {
+                Some(exit::NOT_PERMITTED)
+            }
+            _ => Some(exit::POD),
+        };
+    }
     match cause.downcast_ref()? {
         ExistingError::HostKeyChanged { .. } | ExistingError::Refused { .. } => Some(exit::POD),
         _ => None,
@@ -232,6 +244,25 @@ fn hint(cause: &(dyn StdError + 'static)) -> Option<String> {
             ExistingError::Refused { .. } => {
                 "name the user with --pod USER@POD and the key with -i FILE".into()
             }
+            _ => return None,
+        });
+    }
+    if let Some(UploadedError::Upload { source, .. }) = cause.downcast_ref() {
+        return Some(match source {
+            UploadError::Read { source, .. } | UploadError::Exec { source, .. }
+                if source.missing_right().is_some() =>
+            {
+                "--upload needs `get` and `create` on pods/exec and pods/portforward, and `get` on pods"
+                    .into()
+            }
+            UploadError::NoFolder { .. } => {
+                "a volume like an `emptyDir` at /tmp would do; choose another container with -c NAME".into()
+            }
+            UploadError::Command { .. } => {
+                "the container needs `sh` and `head`; choose another one with -c NAME, or see `kubectl debug`"
+                    .into()
+            }
+            UploadError::NoContainer { .. } => "name one of these with -c NAME".into(),
             _ => return None,
         });
     }

@@ -320,11 +320,22 @@ impl Keeper {
 }
 
 fn route(dialer: &Dialer, pod: &SshdPod, identity: &Identity, host_key: &HostKey) -> Route {
-    let (dialer, name) = (dialer.clone(), pod.name().to_owned());
+    route_to(dialer, pod.name(), sshd_pod::LISTEN_PORT, identity, host_key)
+}
+
+/// To our server on this port of this very pod; when the pod is gone, for good.
+pub(super) fn route_to(
+    dialer: &Dialer,
+    pod: &str,
+    port: u16,
+    identity: &Identity,
+    host_key: &HostKey,
+) -> Route {
+    let (dialer, name) = (dialer.clone(), pod.to_owned());
     let dial = move || {
         let (dialer, name) = (dialer.clone(), name.clone());
         async move {
-            match dialer.open(&name, sshd_pod::LISTEN_PORT).await {
+            match dialer.open(&name, port).await {
                 Ok(stream) => Ok(Dialed { way: stream.transport().to_string(), stream: Box::new(stream) }),
                 Err(error) if error.is_denied() || matches!(error, PortForwardError::NotFound { .. }) => {
                     Err(DialError::lasting(error))
@@ -335,7 +346,7 @@ fn route(dialer: &Dialer, pod: &SshdPod, identity: &Identity, host_key: &HostKey
         .boxed()
     };
     Route {
-        name: pod.name().to_owned(),
+        name: pod.to_owned(),
         dial: Arc::new(dial),
         identity: identity.clone(),
         user: USER.to_owned(),

@@ -21,7 +21,10 @@ use crate::report::{Steps, answer};
 /// # Errors
 /// Why it could not start or go on; [`crate::shutdown::Stop`] after a signal.
 pub async fn ssh_config(cluster: &ClusterArgs, args: &SshConfigArgs) -> anyhow::Result<()> {
-    anyhow::ensure!(args.pod.pod.is_none(), "`ssh-config` is for a pod that it makes: it takes no --pod");
+    anyhow::ensure!(
+        args.pod.pod.is_none() && args.pod.upload.is_none(),
+        "`ssh-config` is for a pod that it makes: it takes neither --pod nor --upload"
+    );
     let folder = Folder::make()?;
     run("ssh-config", async |parts: &mut Parts, steps: &mut Steps| {
         let connected = parts.open_tunnel(cluster, &args.pod, steps).await?;

@@ -10,6 +10,7 @@ use kshuttle_wire::pacing::Policy;
 use crate::app::existing::Place;
 use crate::cluster::port_forward::Transport;
 use crate::cluster::sshd_pod::PullPolicy;
+use crate::cluster::target::Target;
 use crate::tunnel::pool::{PACING, TUNNELS};
 
 /// Flags every command has, named as kubectl names them.
@@ -64,6 +65,15 @@ pub struct PodArgs {
     /// Its host key, as a word (`ssh-ed25519 AAAA…`) or a file; else the one of the first time
     #[arg(long, value_name = "KEY", requires = "pod")]
     pub host_key: Option<String>,
+
+    /// Copy the server into a container of this pod, which is there already and stays, and run it there; needs `pods/exec`, and
+    /// `sh` and `head` in the container
+    #[arg(long, value_name = "POD", conflicts_with_all = ["pod", "image", "carrier_image", "image_pull_policy", "pod_patch", "pod_start", "run_as_user"])]
+    pub upload: Option<Target>,
+
+    /// Container to copy it into; else the pod's default one
+    #[arg(short, long, value_name = "NAME", requires = "upload")]
+    pub container: Option<String>,
 
     /// Run this image as the pod's server, instead of delivering the server without an image
     #[arg(long, value_name = "IMAGE")]

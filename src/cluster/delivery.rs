@@ -165,6 +165,14 @@ impl Payload {
         }
     }
 
+    /// The same as files with their names, the loader's first, and the SHA-256 of the joined others.
+    pub(super) fn files(&self) -> (Vec<(String, &[u8])>, String) {
+        let loader = std::iter::once((LOADER_KEY.to_owned(), &*self.loader));
+        let parts = self.server.chunks(PART_BYTES).enumerate();
+        let parts = parts.map(|(number, part)| (format!("server.{number}"), part));
+        (loader.chain(parts).collect(), hash(&self.server))
+    }
+
     /// The ConfigMaps, the loader's first.
     fn objects(&self) -> Vec<ConfigMap> {
         let mut objects = vec![object(

@@ -5,6 +5,7 @@
 //! `direct-tcpip`, so that `ssh -W`, `-L` and `-D` work against it. Everything else is refused. It leaves by itself
 //! when nobody is logged in for a while.
 
+pub mod attended;
 pub mod direct;
 pub mod door;
 #[cfg(any(test, fuzzing))]

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use kshuttle_sshd::attended;
 use kshuttle_sshd::server::Server;
 use kshuttle_sshd::settings::Settings;
 use kshuttle_wire::causes::chain;
@@ -48,13 +49,19 @@ async fn serve() -> Result<(), Box<dyn std::error::Error>> {
     // As process 1 of its container it gets no default action for signals.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let server = Server::bind(Settings::read(|name| std::env::var(name).ok())?).await?;
+    let settings = Settings::read(|name| std::env::var(name).ok())?;
+    let attended = settings.attended;
+    let server = Server::bind(settings).await?;
     tracing::info!(address = %server.address()?, version = env!("CARGO_PKG_VERSION"), "listening");
+    if attended {
+        attended::announce(server.address()?, server.host_key())?;
+    }
     let links = server.links();
     tokio::select! {
         () = server.run() => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        () = attended::told_to_leave(), if attended => {}
     }
     links.leave().await; // clients need not find out by themselves that this pod is no more
     Ok(())

@@ -38,6 +38,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The server, bound but not yet serving.
 pub struct Server {
     listener: TcpListener,
+    host_key: PublicKey,
     service: Service,
     idle: Duration,
 }
@@ -77,6 +78,7 @@ impl Server {
     /// See [`StartError`].
     pub async fn bind(settings: Settings) -> Result<Self, StartError> {
         let host_key = host_key()?;
+        let public = host_key.public_key().clone();
         let service = Service {
             plain: Arc::new(config(host_key.clone())),
             over_link: Arc::new(config_over_link(host_key)),
@@ -89,7 +91,7 @@ impl Server {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))
             .await
             .map_err(|source| StartError::Listen { port, source })?;
-        Ok(Self { listener, service, idle: settings.idle })
+        Ok(Self { listener, host_key: public, service, idle: settings.idle })
     }
 
     /// Where it listens.
@@ -98,6 +100,11 @@ impl Server {
     /// When the kernel does not say.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
+    }
+
+    /// What it will show its clients.
+    pub fn host_key(&self) -> &PublicKey {
+        &self.host_key
     }
 
     /// Its links, to tell their clients when the process leaves.

@@ -19,6 +19,8 @@ pub struct Settings {
     pub port: u16,
     /// Time without a logged-in client after which the server exits (`KSHUTTLE_IDLE_SECONDS`).
     pub idle: Duration,
+    /// Somebody holds it by its standard streams (`KSHUTTLE_ATTENDED`, any value): [`crate::attended`].
+    pub attended: bool,
 }
 
 /// A setting that cannot be used.
@@ -59,7 +61,7 @@ impl Settings {
             .unwrap_or(DEFAULT_PORT);
         let idle =
             number("KSHUTTLE_IDLE_SECONDS", "a number of seconds")?.map_or(DEFAULT_IDLE, Duration::from_secs);
-        Ok(Self { authorized_key, port, idle })
+        Ok(Self { authorized_key, port, idle, attended: get("KSHUTTLE_ATTENDED").is_some() })
     }
 }
 

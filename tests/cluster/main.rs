@@ -23,6 +23,7 @@ mod socks;
 mod ssh;
 mod streams;
 mod survive;
+mod upload;
 mod ways;
 
 use std::process::ExitCode;
@@ -78,6 +79,10 @@ const BOX: &[Test] = tests! {
     existing:
         a_pod_of_ours_that_is_there_gets_a_link_and_stays,
         what_does_not_fit_the_pod_is_told;
+    upload:
+        a_container_with_a_shell_carries_connections_and_is_left_as_it_was,
+        an_uploaded_server_outlives_its_exec_and_comes_again_when_killed,
+        what_keeps_the_server_out_of_a_container_is_told;
     faults:
         the_api_server_is_killed,
         the_container_runtime_is_killed,

@@ -26,6 +26,7 @@ impl Sshd {
             authorized_key: PublicKey::from_openssh(authorized_key).expect("an OpenSSH public key"),
             port: 0,
             idle: Duration::from_secs(300),
+            attended: false,
         };
         let server = Server::bind(settings).await.expect("bind to loopback");
         let address = server.address().expect("a bound socket has an address");
