@@ -6,6 +6,7 @@
 
 mod cleanup;
 pub mod existing;
+mod explain;
 mod keeper;
 mod ssh_config;
 pub mod uploaded;
@@ -20,6 +21,7 @@ use tokio::task::JoinSet;
 
 pub use self::cleanup::cleanup;
 use self::existing::Existing;
+use self::explain::Way;
 use self::keeper::Keeper;
 pub use self::ssh_config::{ssh_config, ssh_proxy};
 use self::uploaded::Uploaded;
@@ -240,6 +242,14 @@ impl Through {
         }
     }
 
+    fn way(&self) -> Way {
+        match self {
+            Self::Own(keeper) => keeper.way(),
+            Self::Existing(_) => Way::Pod,
+            Self::Uploaded(_) => Way::Upload,
+        }
+    }
+
     async fn start(&mut self, steps: &mut Steps) -> anyhow::Result<()> {
         match self {
             Self::Own(keeper) => keeper.start(steps).await,
@@ -278,8 +288,13 @@ impl Parts {
         if let Some(session) = &self.session {
             session.has(through.pool());
         }
-        through.start(steps).await?;
-        Ok(cluster)
+        let started = through.start(steps).await;
+        if pod.explain {
+            for line in explain::ways(&cluster, pod, through.way(), started.is_ok()).await {
+                steps.say(format_args!("  way       {line}"));
+            }
+        }
+        started.map(|()| cluster)
     }
 
     /// Tells the user, and from now on those who ask, that everything stands.

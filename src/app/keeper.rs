@@ -12,6 +12,7 @@ use futures::FutureExt;
 use russh::keys::PublicKey;
 use tokio::time::Instant;
 
+use super::explain::Way;
 use super::{owner, session_name};
 use crate::cli::PodArgs;
 use crate::cluster::api_error::ApiError;
@@ -80,6 +81,15 @@ impl Keeper {
 
     pub(super) fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// How the pod came to be, or was tried to.
+    pub(super) fn way(&self) -> Way {
+        match (&self.ticket, &self.args.image) {
+            (Some(ticket), _) if ticket.contents().run > 1 => Way::Resume,
+            (_, Some(_)) => Way::Image,
+            (_, None) => Way::Delivery,
+        }
     }
 
     /// The pod's name, once there is one.

@@ -103,6 +103,10 @@ pub struct PodArgs {
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
     pub pod_idle: Duration,
 
+    /// Say which way into the cluster was taken, and why the others were not
+    #[arg(long)]
+    pub explain: bool,
+
     /// Tunnels side by side, from 1 to 8
     #[arg(long, value_name = "NUMBER", default_value_t = TUNNELS, value_parser = clap::value_parser!(u8).range(1..=8))]
     pub tunnels: u8,

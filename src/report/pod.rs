@@ -17,7 +17,9 @@ pub(super) fn hint(error: &PodError) -> Option<String> {
     match error {
         PodError::Start { pod, namespace, source } => start_hint(source, pod, namespace),
         PodError::Delivery { .. } if matches!(error.api_error(), Some(ApiError::Policy(_) | ApiError::Quota(_))) => {
-            Some("--image IMAGE runs a normal image instead and needs no ConfigMaps; `scripts/pod-image` makes one".into())
+            Some("--image IMAGE runs a normal image instead and needs no ConfigMaps (`scripts/pod-image` makes one); --upload POD \
+                  needs no pod of its own either"
+                .into())
         }
         _ => refusal_hint(error.api_error()?),
     }

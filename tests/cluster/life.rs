@@ -97,6 +97,11 @@ fn goes_on(space: &Namespace, before: &[&str], after: &[&str]) -> bool {
     let (same, said) = (next.pod() == killed.pod(), next.said());
     assert_eq!(said.contains("is running still: its session was killed"), same, "{said}");
     assert_eq!(pods(space), [next.pod()]);
+    if after.contains(&"--explain") {
+        assert!(said.contains("a pod left running: taken; its rights are there"), "{said}");
+        assert!(said.contains("a pod without image: a better way was there"), "{said}");
+        assert!(killed.said().contains("a pod without image: taken"), "{}", killed.said());
+    }
     fetches(&next);
     next.stop(Signal::SIGTERM);
     same
@@ -106,6 +111,7 @@ pub(crate) fn a_killed_sessions_pod_serves_the_next_if_it_is_the_same() {
     let space = Namespace::new("resumed");
     assert!(goes_on(&space, &[], &[]));
     assert!(goes_on(&space, &[], &["--tunnels", "1"]), "not the pod's affair");
+    assert!(goes_on(&space, &["--explain"], &["--explain"]));
     assert!(!goes_on(&space, &[], &["--pod-idle", "1m"]));
     assert!(!goes_on(&space, &["--run-as-user", "1000"], &[]));
     // A pod that is there but answers nobody is not waited for.
