@@ -36,7 +36,7 @@ fn put_pod(space: &Namespace, name: &str, owner: &str, session: &str) {
 }
 
 /// Pods that are not being deleted.
-fn pods(space: &Namespace) -> Vec<String> {
+pub(crate) fn pods(space: &Namespace) -> Vec<String> {
     let names =
         "go-template={{range .items}}{{if not .metadata.deletionTimestamp}}{{.metadata.name}} {{end}}{{end}}";
     space.kubectl(&["get", "pods", "-o", names]).split_whitespace().map(str::to_owned).collect()

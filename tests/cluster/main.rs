@@ -19,6 +19,7 @@ mod reach;
 mod rights;
 mod runtime;
 mod scene;
+mod skew;
 mod socks;
 mod ssh;
 mod streams;
@@ -156,6 +157,14 @@ const BOX: &[Test] = tests! {
         the_address_of_the_api_server_is_guarded;
 };
 
+/// With the programs of `scripts/older`.
+const OLDER: &[Test] = tests! {
+    skew:
+        a_client_of_today_works_with_an_older_pod,
+        an_older_client_works_with_a_pod_of_today,
+        two_versions_in_one_namespace_do_not_disturb_each_other;
+};
+
 /// Where containerd ends idle streams after seconds (`KSHUTTLE_BOX_STREAM_IDLE` of `scripts/cluster up`), not after 4 hours.
 const IDLE: &[Test] = tests! {
     runtime:
@@ -193,9 +202,14 @@ fn main() -> ExitCode {
     let programs = std::env::var_os("KSHUTTLE_TEST_PROGRAMS");
     let missing = (programs.is_none() || (inside.is_none() && context.is_none()))
         .then(|| "not inside the laptop of `scripts/cluster`: `scripts/test` runs them".to_owned());
-    let tests =
-        if inside.is_some() { [REDIRECTED, BOX, ANY_CLUSTER, IDLE].concat() } else { ANY_CLUSTER.to_vec() };
-    run(&tests, |name| missing.clone().or_else(|| too_old(name)).or_else(|| too_patient(name)))
+    let tests = if inside.is_some() {
+        [REDIRECTED, BOX, ANY_CLUSTER, IDLE, OLDER].concat()
+    } else {
+        ANY_CLUSTER.to_vec()
+    };
+    run(&tests, |name| {
+        missing.clone().or_else(|| too_old(name)).or_else(|| too_patient(name)).or_else(|| too_young(name))
+    })
 }
 
 /// Why this test cannot run on the box's version of Kubernetes (`1.MINOR`, from `scripts/cluster exec`).
@@ -204,6 +218,12 @@ fn too_old(test: &str) -> Option<String> {
     let minor: u32 = version.strip_prefix("1.")?.parse().ok()?;
     let (_, since, what) = SINCE.iter().find(|(name, since, _)| *name == test && minor < *since)?;
     Some(format!("Kubernetes {version} has no {what}, which came with 1.{since}"))
+}
+
+/// Why this test has nothing older to meet.
+fn too_young(test: &str) -> Option<String> {
+    (skew::folder().is_none() && OLDER.iter().any(|(name, _)| *name == test))
+        .then(|| "KSHUTTLE_TEST_OLDER does not name the programs of scripts/older".to_owned())
 }
 
 /// Why this test cannot run with the box's container runtime.
