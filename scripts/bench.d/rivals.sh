@@ -2,7 +2,7 @@
 # rivals.sh BOX: what the rivals need, from their own packages into the cache, nothing installed. Prints two folders:
 #   1. image.tar, a pod image of Debian's openssh-server (with python3, which sshuttle needs there), and id, the key it lets in
 #   2. sshuttle from PyPI: bin/sshuttle, to be run with PYTHONPATH set to the folder
-# rivals.sh BOX server: only the first.
+# rivals.sh BOX server [SUITE]: only the first; SUITE is the Debian release it is from, else this machine's, and the image's tag, else 1.
 # rivals.sh none sshuttle: only the second.
 set -euo pipefail
 
@@ -23,7 +23,7 @@ main() {
   choose_box "$1" 1.36
   load_programs
   if [[ ${2-} == server ]]; then
-    with_lock "$CACHE/bench.lock" make_server_image
+    with_lock "$CACHE/bench.lock" make_server_image "${3-}"
     echo "$SERVER"
     return
   fi
@@ -46,9 +46,9 @@ get_sshuttle() {
 
 make_server_image() {
   local suite packages root
-  suite=$(. /etc/os-release && echo "${VERSION_CODENAME:?}")
+  suite=${1:-$(. /etc/os-release && echo "${VERSION_CODENAME:?}")}
   packages=$CACHE/packages/sshd-$(key "${SERVER_PACKAGES[@]}" "$suite")
-  SERVER=$CACHE/bench/sshd-$(key "$packages" "$MKIMAGE" "$(contents)")
+  SERVER=$CACHE/bench/sshd-$(key "$packages" "$MKIMAGE" "$(contents)" "${1-}")
   [[ ! -d $SERVER ]] || return 0
   if [[ ! -d $packages ]]; then
     private_apt "$suite"
@@ -60,7 +60,7 @@ make_server_image() {
   rm -rf "$SERVER.new" && mkdir -p "$SERVER.new"
   cp -a "$packages" "$root"
   fill_server_root "$root"
-  "$MKIMAGE" -o "$SERVER.new/image.tar" -ref kshuttle.test/sshd:1 -root "$root" -- /usr/sbin/sshd -D -e
+  "$MKIMAGE" -o "$SERVER.new/image.tar" -ref "kshuttle.test/sshd:${1:-1}" -root "$root" -- /usr/sbin/sshd -D -e
   rm -r "$root"
   mv "$SERVER.new" "$SERVER"
 }
@@ -86,4 +86,4 @@ fill_server_root() {
   install -m 644 "$root/../id.pub" "$root/etc/ssh/authorized_keys"
 }
 
-main "${1:?usage: rivals.sh BOX [server|sshuttle]}" "${2-}"
+main "${1:?usage: rivals.sh BOX [server [SUITE]|sshuttle]}" "${@:2}"

@@ -62,7 +62,7 @@ private_apt() {
     -o "Dir::State::Lists=$home/lists" -o "Dir::Cache=$home/cache" -o APT::Sandbox::User=root -o Acquire::Languages=none
     -o "APT::Default-Release=$1" -o APT::Install-Recommends=false)
   mkdir -p "$home/lists/partial" "$home/cache/archives/partial"
-  [[ ! -s $home/sources.list ]] || return 0
+  ! grep -qs " $1 main" "$home/sources.list" || return 0
   mirror=$(debian_mirror)
   for suite in $(printf '%s\n' "$1" bookworm sid | sort -u); do
     echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main"

@@ -29,10 +29,10 @@ impl Pod {
         this
     }
 
-    /// OpenSSH's server; lets root in with [`stock_key`].
-    fn openssh(name: &'static str) -> Self {
+    /// OpenSSH's server; lets root in with [`Stock::key`].
+    fn openssh(name: &'static str, stock: &Stock) -> Self {
         let probe = serde_json::json!({"tcpSocket": {"port": 2222}, "periodSeconds": 1});
-        let image = "kshuttle.test/sshd:1";
+        let image = stock.image;
         Self::start(name, serde_json::json!({"name": "sshd", "image": image, "readinessProbe": probe}))
     }
 }
@@ -45,11 +45,27 @@ impl Drop for Pod {
     }
 }
 
-/// The key that the image of OpenSSH lets in.
-fn stock_key() -> String {
-    let folder =
-        std::env::var_os("KSHUTTLE_TEST_STOCK").expect("scripts/test makes the image and names its folder");
-    PathBuf::from(folder).join("id").to_str().unwrap().to_owned()
+/// An OpenSSH as Debian has it.
+struct Stock {
+    image: &'static str,
+    /// Names the folder of the image, from `scripts/test`.
+    variable: &'static str,
+}
+
+/// Debian 12's, OpenSSH 9.
+const STOCK: Stock = Stock { image: "kshuttle.test/sshd:1", variable: "KSHUTTLE_TEST_STOCK" };
+
+/// Debian 11's, OpenSSH 8.
+const OLDER_STOCK: Stock =
+    Stock { image: "kshuttle.test/sshd:bullseye", variable: "KSHUTTLE_TEST_OLDER_STOCK" };
+
+impl Stock {
+    /// The key that the image lets in.
+    fn key(&self) -> String {
+        let folder =
+            std::env::var_os(self.variable).expect("scripts/test makes the image and names its folder");
+        PathBuf::from(folder).join("id").to_str().unwrap().to_owned()
+    }
 }
 
 /// `kshuttle` with a folder of its own to remember host keys in.
@@ -86,10 +102,18 @@ pub(crate) fn a_pod_of_ours_that_is_there_gets_a_link_and_stays() {
     assert_eq!(kubectl(&["get", "pod", pod.0, "-o", "jsonpath={.status.phase}"]), "Running");
 }
 
-pub(crate) fn an_openssh_pod_carries_redirected_connections() {
+pub(crate) fn an_openssh_9_pod_carries_redirected_connections() {
+    carries_redirected_connections(&STOCK);
+}
+
+pub(crate) fn an_openssh_8_pod_carries_redirected_connections() {
+    carries_redirected_connections(&OLDER_STOCK);
+}
+
+fn carries_redirected_connections(stock: &Stock) {
     let state = tempfile::tempdir().unwrap();
-    let pod = Pod::openssh("stock");
-    let key = stock_key();
+    let pod = Pod::openssh("stock", stock);
+    let key = stock.key();
     let place = format!("root@{}", pod.0);
     let flags = ["--pod", &place, "--pod-port", "2222", "-i", &key];
     let mut kshuttle = Kshuttle::start_as(command(&state, &[&RANGES[..], &flags].concat()));
@@ -121,7 +145,7 @@ pub(crate) fn an_openssh_pod_carries_redirected_connections() {
     eventually("the pod is gone", PATIENCE, || {
         kubectl(&["get", "pod", pod.0, "--ignore-not-found", "-o", "name"]).is_empty().then_some(())
     });
-    let again = Pod::openssh("stock");
+    let again = Pod::openssh("stock", stock);
     assert_eq!(get(hello(), "/").unwrap().text, "hello from the cluster\n");
     kshuttle.stop(nix::sys::signal::Signal::SIGTERM);
     assert_eq!(kubectl(&["get", "pod", again.0, "-o", "jsonpath={.status.phase}"]), "Running");
@@ -134,8 +158,8 @@ fn hello() -> SocketAddr {
 
 pub(crate) fn what_does_not_fit_the_pod_is_told() {
     let state = tempfile::tempdir().unwrap();
-    let pod = Pod::openssh("misfit");
-    let (key, other) = (stock_key(), state.path().join("other").to_str().unwrap().to_owned());
+    let pod = Pod::openssh("misfit", &STOCK);
+    let (key, other) = (STOCK.key(), state.path().join("other").to_str().unwrap().to_owned());
     output(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "", "-f", &other]));
     let (root, nobody) = (format!("root@{}", pod.0), format!("nobody@{}", pod.0));
     let host_key = format!("{other}.pub");

@@ -57,7 +57,8 @@ const REDIRECTED: &[Test] = tests! {
         ctrl_c_while_starting_leaves_nothing,
         a_pod_that_ends_is_replaced;
     existing:
-        an_openssh_pod_carries_redirected_connections;
+        an_openssh_9_pod_carries_redirected_connections,
+        an_openssh_8_pod_carries_redirected_connections;
     rights:
         as_root_it_keeps_no_capability,
         through_sudo_it_becomes_the_user_again,
