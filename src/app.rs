@@ -9,6 +9,7 @@ pub mod existing;
 mod explain;
 mod keeper;
 mod ssh_config;
+mod through;
 pub mod uploaded;
 
 use std::convert::Infallible;
@@ -20,17 +21,13 @@ use kshuttle_helper::protocol::Plan;
 use tokio::task::JoinSet;
 
 pub use self::cleanup::cleanup;
-use self::existing::Existing;
-use self::explain::Way;
-use self::keeper::Keeper;
 pub use self::ssh_config::{ssh_config, ssh_proxy};
-use self::uploaded::Uploaded;
+use self::through::Through;
 use crate::addr::Subnet;
 use crate::cli::{
     ClusterArgs, Output, PodArgs, PortForwardArgs, QuitArgs, RedirectArgs, SocksArgs, StatusArgs,
 };
 use crate::cluster::client::{self, Cluster};
-use crate::cluster::port_forward::Transport;
 use crate::cluster::subnets;
 use crate::control::registry::{Found, sessions};
 use crate::control::socket::{AskError, Control, ask};
@@ -214,66 +211,6 @@ struct Parts {
     /// One task per listener; they end when this is dropped.
     listeners: JoinSet<()>,
     redirected: bool,
-}
-
-/// The pod that everything goes through.
-enum Through {
-    Own(Box<Keeper>),
-    Existing(Box<Existing>),
-    Uploaded(Box<Uploaded>),
-}
-
-impl Through {
-    fn new(cluster: Cluster, transport: Transport, args: &PodArgs) -> anyhow::Result<Self> {
-        Ok(match (&args.pod, &args.upload) {
-            (Some(place), _) => Self::Existing(Box::new(Existing::new(cluster, transport, place, args)?)),
-            (None, Some(target)) => {
-                Self::Uploaded(Box::new(Uploaded::new(cluster, transport, target, args)?))
-            }
-            (None, None) => Self::Own(Box::new(Keeper::new(cluster, transport, args)?)),
-        })
-    }
-
-    fn pool(&self) -> &Pool {
-        match self {
-            Self::Own(keeper) => keeper.pool(),
-            Self::Existing(existing) => existing.pool(),
-            Self::Uploaded(uploaded) => uploaded.pool(),
-        }
-    }
-
-    fn way(&self) -> Way {
-        match self {
-            Self::Own(keeper) => keeper.way(),
-            Self::Existing(_) => Way::Pod,
-            Self::Uploaded(_) => Way::Upload,
-        }
-    }
-
-    async fn start(&mut self, steps: &mut Steps) -> anyhow::Result<()> {
-        match self {
-            Self::Own(keeper) => keeper.start(steps).await,
-            Self::Existing(existing) => existing.start(steps).await,
-            Self::Uploaded(uploaded) => uploaded.start(steps).await,
-        }
-    }
-
-    /// Returns what ended the session.
-    async fn keep(&mut self, steps: &mut Steps) -> anyhow::Error {
-        match self {
-            Self::Own(keeper) => keeper.keep(steps).await,
-            Self::Existing(existing) => existing.keep().await,
-            Self::Uploaded(uploaded) => uploaded.keep(steps).await,
-        }
-    }
-
-    async fn stop(self, steps: &mut Steps) {
-        match self {
-            Self::Own(keeper) => keeper.stop(steps).await,
-            Self::Existing(existing) => existing.stop().await,
-            Self::Uploaded(uploaded) => uploaded.stop(steps).await,
-        }
-    }
 }
 
 impl Parts {

@@ -12,6 +12,7 @@
 //!                                     │ SSH session over a link over
 //!                                  cluster::port_forward ── API server ──▶ pod's 127.0.0.1
 //!  port_forward: a connection to a local port ── cluster::port_forward ──▶ a port of the user's pod; no pod of ours
+//!  session: whether another run lives, and what the next one needs to go on with this one's pod
 //!  control: `kshuttle status` and `quit` ask a session that runs
 //!  helper (root, tiny): puts the rules in; takes them out when its input ends
 //! ```

@@ -14,7 +14,7 @@ use crate::cluster::port_forward::{Dialer, Transport};
 use crate::cluster::target::{Resolver, Target, TargetError};
 use crate::cluster::upload::{self, UploadError, Uploaded as Running, Wanted};
 use crate::port_forward::first_pod;
-use crate::report::Steps;
+use crate::report::{Steps, chain};
 use crate::tunnel::identity::{HostKey, Identity};
 use crate::tunnel::pool::Pool;
 
@@ -27,6 +27,12 @@ const LOST_TIME: Duration = Duration::from_secs(10);
 
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// So long a container may take to come again: it restarts, or a controller makes another pod.
+const RETURN_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// Pause between two looks whether it is there.
+const RETURN_PAUSE: Duration = Duration::from_secs(2);
 
 /// Why there is no way through this container.
 #[derive(Debug, thiserror::Error)]
@@ -124,9 +130,23 @@ impl Uploaded {
                 "the uploaded server ended ({why}): its connections were reset, new ones wait for another"
             ));
             self.running = None;
-            if let Err(error) = self.start(steps).await {
+            if let Err(error) = self.again(steps).await {
                 return error.context("upload the server again");
             }
+        }
+    }
+
+    /// A container that ended may come again.
+    async fn again(&mut self, steps: &mut Steps) -> anyhow::Result<()> {
+        let deadline = Instant::now() + RETURN_TIME_MAX;
+        loop {
+            match self.start(steps).await {
+                Err(error) if Instant::now() < deadline => {
+                    steps.waiting(&format!("for the container: {}", chain(error.as_ref())));
+                }
+                result => return result,
+            }
+            sleep(RETURN_PAUSE).await;
         }
     }
 
