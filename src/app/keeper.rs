@@ -130,10 +130,10 @@ impl Keeper {
     /// Goes on with a pod of a session of this user on this machine that was killed, if it is what would be made now. What
     /// speaks against it is no error: then one is made.
     async fn resume(&mut self, options: &PodOptions, steps: &mut Steps) -> bool {
-        let (server, recipe) = (self.cluster.server().to_string(), options.recipe());
-        let namespace = self.cluster.namespace();
+        let (server, namespace) = (self.cluster.server().to_string(), self.cluster.namespace());
         let Some(ticket) = Ticket::take(|ticket| {
-            ticket.server == server && ticket.namespace == namespace && ticket.recipe == recipe
+            // The recipe last: it reads the whole program.
+            ticket.server == server && ticket.namespace == namespace && ticket.recipe == options.recipe()
         }) else {
             return false;
         };

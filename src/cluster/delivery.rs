@@ -155,12 +155,17 @@ impl Payload {
         self.architecture
     }
 
+    /// SHA-256 of the server as it is brought, which is what the loader compares.
+    pub(super) fn sha256(&self) -> String {
+        hash(&self.server)
+    }
+
     /// What a pod will need, known before anything is brought.
     pub(super) fn delivered(&self) -> Delivered {
         let objects = self.objects();
         Delivered {
             config_maps: objects.iter().map(|object| (name_of(object).to_owned(), key_of(object))).collect(),
-            sha256: hash(&self.server),
+            sha256: self.sha256(),
             architecture: self.architecture,
         }
     }
@@ -170,7 +175,7 @@ impl Payload {
         let loader = std::iter::once((LOADER_KEY.to_owned(), &*self.loader));
         let parts = self.server.chunks(PART_BYTES).enumerate();
         let parts = parts.map(|(number, part)| (format!("server.{number}"), part));
-        (loader.chain(parts).collect(), hash(&self.server))
+        (loader.chain(parts).collect(), self.sha256())
     }
 
     /// The ConfigMaps, the loader's first.
@@ -180,7 +185,7 @@ impl Payload {
             LOADER_KEY.to_owned(),
             &self.loader,
         )];
-        let whole = hash(&self.server);
+        let whole = self.sha256();
         for (number, part) in self.server.chunks(PART_BYTES).enumerate() {
             let name = format!("kshuttle-server-{}-{number}", &whole[..16]);
             objects.push(object(name, format!("server.{number}"), part));

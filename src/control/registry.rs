@@ -39,14 +39,7 @@ impl Registered {
     /// # Errors
     /// When there is no place that only this user can change.
     pub fn here() -> io::Result<Self> {
-        let mut last = io::Error::from(io::ErrorKind::NotFound);
-        for place in places() {
-            match Self::below(&place) {
-                Ok(registered) => return Ok(registered),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
+        in_first_place(Self::below)
     }
 
     fn below(place: &Place) -> io::Result<Self> {
@@ -94,17 +87,21 @@ pub fn sessions() -> Vec<Found> {
 /// # Errors
 /// When there is no such place.
 pub fn prepare(name: &str) -> io::Result<PathBuf> {
+    in_first_place(|place| {
+        let folder = place.prepare()?.join(name);
+        match DirBuilder::new().mode(0o700).create(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => Ok(folder),
+        }
+    })
+}
+
+/// What `make` makes in the first place where it can; else why it could not in the last.
+fn in_first_place<T>(make: impl Fn(&Place) -> io::Result<T>) -> io::Result<T> {
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for place in places() {
-        let made = place.prepare().and_then(|all| {
-            let folder = all.join(name);
-            match DirBuilder::new().mode(0o700).create(&folder) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-                _ => Ok(folder),
-            }
-        });
-        match made {
-            Ok(folder) => return Ok(folder),
+        match make(&place) {
+            Ok(made) => return Ok(made),
             Err(error) => last = error,
         }
     }

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::reach::{RANGES, bench};
 use crate::scene::apply;
-use crate::socks::listener;
+use crate::socks::fetches;
 
 const LENGTH: &str = "/64M";
 
@@ -94,10 +94,7 @@ pub(crate) fn a_pod_of_ours_that_is_there_gets_a_link_and_stays() {
         let said = kshuttle.said();
         assert_eq!(said.contains("was not known before"), first, "{said}");
         assert!(!said.contains("not kshuttle's"), "{said}");
-        let proxy = format!("socks5h://{}", listener(&kshuttle));
-        let url = "http://hello.default.svc.cluster.local/";
-        let text = output(Command::new("curl").args(["-sS", "--max-time", "30", "-x", &proxy, url]));
-        assert_eq!(text, "hello from the cluster");
+        fetches(&kshuttle);
     }
     assert_eq!(kubectl(&["get", "pod", pod.0, "-o", "jsonpath={.status.phase}"]), "Running");
 }

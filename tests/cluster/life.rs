@@ -114,7 +114,7 @@ pub(crate) fn a_killed_sessions_pod_serves_the_next_if_it_is_the_same() {
     assert!(goes_on(&space, &["--explain"], &["--explain"]));
     assert!(!goes_on(&space, &[], &["--pod-idle", "1m"]));
     assert!(!goes_on(&space, &["--run-as-user", "1000"], &[]));
-    // A pod that is there but answers nobody is not waited for.
+    // One that is gone is not waited for.
     let mut killed = start(&space);
     killed.stop(Signal::SIGKILL);
     space.kubectl(&["delete", "pod", &killed.pod(), "--grace-period=1", "--wait=true"]);

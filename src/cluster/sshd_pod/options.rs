@@ -37,7 +37,7 @@ impl PodOptions {
     pub fn recipe(&self) -> String {
         let program = match &self.program {
             Program::Delivered { payload, carrier } => {
-                format!("{} in {carrier:?}", payload.delivered().sha256)
+                format!("{} in {carrier:?}", payload.sha256())
             }
             Program::Image(image) => format!("image {image}"),
         };
