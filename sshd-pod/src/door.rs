@@ -12,17 +12,35 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// Visitors at once. Each costs about 25 kB while keys are exchanged; OpenSSH's `MaxStartups` ends at 100, too.
 const VISITORS_MAX: usize = 100;
 
+/// Those who were turned away and have not left yet. Leaving takes a moment of processor time, in which as many again
+/// could come, each with its memory.
+const LEAVING_MAX: usize = 28;
+
+/// How long a next one waits for those to leave: they need milliseconds; longer means that something holds them, and
+/// then it must not hold everybody else.
+const LEAVING_TIME: Duration = Duration::from_secs(1);
+
 /// The room before the login. Cheap to clone.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Door {
     waiting: Arc<Mutex<Vec<Arc<Visit>>>>,
+    /// A permit for each who waits or leaves.
+    places: Arc<Semaphore>,
+}
+
+impl Default for Door {
+    fn default() -> Self {
+        Self { waiting: Arc::default(), places: Arc::new(Semaphore::new(VISITORS_MAX + LEAVING_MAX)) }
+    }
 }
 
 /// One who has not logged in yet, or has meanwhile. Dropping it leaves.
@@ -35,12 +53,20 @@ pub struct Visitor {
 struct Visit {
     admitted: AtomicBool,
     away: CancellationToken,
+    place: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
 impl Door {
+    /// Returns when one more may come: at once, unless many are just leaving.
+    pub async fn room(&self) {
+        // Fails only when closed, which nobody does; late is better than never.
+        let _ = tokio::time::timeout(LEAVING_TIME, self.places.acquire()).await;
+    }
+
     /// Somebody comes in; somebody may have to leave for that.
     pub fn enter(&self) -> Visitor {
-        let visit = Arc::new(Visit::default());
+        let place = Mutex::new(self.places.clone().try_acquire_owned().ok());
+        let visit = Arc::new(Visit { place, ..Visit::default() });
         let mut waiting = self.lock();
         if waiting.len() >= VISITORS_MAX {
             let place = any_of(waiting.len());
@@ -78,6 +104,7 @@ impl Visitor {
     /// It has logged in: nobody turns it away any more.
     pub fn admit(&self) {
         self.visit.admitted.store(true, Ordering::Release);
+        *self.visit.place.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.door.leave(&self.visit);
     }
 
@@ -214,5 +241,29 @@ mod tests {
         assert!(stay[..9 * VISITORS_MAX].contains(&true));
         drop(visitors);
         assert_eq!(door.count(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_next_one_waits_until_those_turned_away_have_left() {
+        let door = Door::default();
+        let mut visitors: Vec<_> = (0..VISITORS_MAX + LEAVING_MAX - 1).map(|_| door.enter()).collect();
+        let start = tokio::time::Instant::now();
+        door.room().await;
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        visitors.push(door.enter());
+        let mut next = std::pin::pin!(door.room());
+        let cx = &mut Context::from_waker(std::task::Waker::noop());
+        assert!(next.as_mut().poll(cx).is_pending());
+        let gone = visitors.iter().position(|visitor| visitor.visit.away.is_cancelled()).unwrap();
+        drop(visitors.swap_remove(gone));
+        assert!(next.as_mut().poll(cx).is_ready());
+        // Who was admitted is no visitor any more, and nobody waits for ever.
+        visitors.push(door.enter());
+        visitors.last().unwrap().admit();
+        door.room().await;
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        visitors.push(door.enter());
+        door.room().await;
+        assert_eq!(start.elapsed(), LEAVING_TIME);
     }
 }

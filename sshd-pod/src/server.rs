@@ -116,11 +116,13 @@ impl Server {
     pub async fn run(self) {
         let serve = async {
             loop {
+                self.service.door.room().await;
                 match self.listener.accept().await {
                     Ok((socket, _)) => {
                         let _ = socket.set_nodelay(true); // an optimisation
                         let service = self.service.clone();
-                        tokio::spawn(service.serve(socket));
+                        let visitor = Arc::new(service.door.enter());
+                        tokio::spawn(service.serve(socket, visitor));
                     }
                     Err(error) => {
                         tracing::warn!(%error, "accept a connection");
@@ -137,9 +139,8 @@ impl Server {
 }
 
 impl Service {
-    async fn serve(self, socket: TcpStream) {
+    async fn serve(self, socket: TcpStream, visitor: Arc<Visitor>) {
         let deadline = Instant::now() + LOGIN_TIME;
-        let visitor = Arc::new(self.door.enter());
         let mut first = [0];
         let seen = tokio::select! {
             seen = tokio::time::timeout(FIRST_BYTE_TIME, socket.peek(&mut first)) => seen,
