@@ -2,6 +2,8 @@
 //!
 //! The conversation is the crate `kshuttle-helper`'s; closing our end of it, however we end, makes the helper undo.
 
+pub mod questions;
+
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -11,8 +13,11 @@ use std::time::Duration;
 
 use kshuttle_helper::protocol::{self, Frames, Plan, Reply, Request, UndoReport};
 use nix::unistd::geteuid;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
+use tokio::net::unix::OwnedReadHalf;
+
+use self::questions::Questions;
 
 /// Name of the helper's executable; it stands beside ours.
 const PROGRAM: &str = "kshuttle-helper";
@@ -152,7 +157,9 @@ impl Starting {
         let limit = self.hello;
         self.conversation.set_nonblocking(true).map_err(PrivilegedError::Talk)?;
         let stream = UnixStream::from_std(self.conversation).map_err(PrivilegedError::Talk)?;
-        let mut helper = Helper { stream, frames: Frames::default(), child: Some(self.child) };
+        let (stream, write) = stream.into_split();
+        let questions = Questions::over(write);
+        let mut helper = Helper { stream, frames: Frames::default(), child: Some(self.child), questions };
         match helper.reply(limit).await {
             Ok(Reply::Hello { protocol: protocol::VERSION, .. }) => Ok(helper),
             Ok(Reply::Hello { protocol, .. }) => Err(PrivilegedError::Version { theirs: protocol }),
@@ -165,18 +172,21 @@ impl Starting {
 
 /// A running helper. Dropping it makes it undo.
 pub struct Helper {
-    stream: UnixStream,
+    stream: OwnedReadHalf,
     frames: Frames,
     child: Option<Child>,
+    questions: Questions,
 }
 
 /// The rules stand.
 #[derive(Debug, Clone)]
 pub struct Redirected {
-    /// Who redirects: `nft`.
+    /// Who redirects: `nft` or `iptables`.
     pub method: String,
-    /// The table's name.
+    /// The table's name, or what its chains' names begin with.
     pub table: String,
+    /// What could not be had on this machine, a sentence each.
+    pub notes: Vec<String>,
 }
 
 impl Helper {
@@ -185,20 +195,27 @@ impl Helper {
     /// # Errors
     /// When it cannot; nothing is redirected then.
     pub async fn apply(&mut self, plan: Plan) -> Result<Redirected, PrivilegedError> {
-        self.say(&Request::Plan(plan)).await?;
+        self.questions.say(&Request::Plan(plan)).await?;
         match self.reply(APPLY_TIMEOUT).await? {
-            Reply::Ready { method, table } => Ok(Redirected { method, table }),
+            Reply::Ready { method, table, notes } => Ok(Redirected { method, table, notes }),
             Reply::Failed { step, message } => Err(PrivilegedError::Failed { step, message }),
             _ => Err(PrivilegedError::Ended),
         }
     }
 
-    /// Returns when the helper has ended or failed by itself: from then on nothing is redirected.
-    pub async fn lost(&mut self) -> PrivilegedError {
+    /// To ask it while the rules stand. Answers come as long as [`Helper::lost`] is waited for.
+    pub fn questions(&self) -> Questions {
+        self.questions.clone()
+    }
+
+    /// Hears it for as long as the rules stand. Returns when it has ended or failed by itself: from then on nothing is
+    /// redirected. `repaired` is told what somebody had taken out and stands again.
+    pub async fn lost(&mut self, mut repaired: impl FnMut(String)) -> PrivilegedError {
         loop {
             match self.next().await {
                 Ok(Reply::Failed { step, message }) => return PrivilegedError::Failed { step, message },
-                Ok(_) => {}
+                Ok(Reply::Repaired { what }) => repaired(what),
+                Ok(answer) => self.questions.answered(answer),
                 Err(error) => return error,
             }
         }
@@ -209,7 +226,7 @@ impl Helper {
     /// # Errors
     /// When the helper is gone or does not answer; its input ends in any case, which makes it undo.
     pub async fn stop(mut self) -> Result<UndoReport, PrivilegedError> {
-        self.say(&Request::Stop {}).await?;
+        self.questions.say(&Request::Stop {}).await?;
         loop {
             match self.reply(STOP_TIMEOUT).await? {
                 Reply::Stopped { report } => return Ok(report),
@@ -217,12 +234,6 @@ impl Helper {
                 _ => {}
             }
         }
-    }
-
-    async fn say(&mut self, request: &Request) -> Result<(), PrivilegedError> {
-        let mut frame = Vec::new();
-        protocol::write(&mut frame, request).map_err(PrivilegedError::Protocol)?;
-        self.stream.write_all(&frame).await.map_err(PrivilegedError::Talk)
     }
 
     async fn reply(&mut self, limit: Duration) -> Result<Reply, PrivilegedError> {

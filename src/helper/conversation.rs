@@ -5,13 +5,14 @@
 
 use std::io::{self, PipeReader};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::read;
 
 use crate::error_chain;
-use crate::firewall::{self, Firewall};
+use crate::firewall::{self, Firewall, UpdateError};
 use crate::plan::{self, Plan};
 use crate::protocol::{self, Frames, Reply, Request, UndoReport};
 
@@ -27,6 +28,9 @@ pub(crate) enum Error {
     /// A second plan.
     #[error("the user side sent a second plan")]
     SecondPlan,
+    /// A question or an update before the plan.
+    #[error("the user side sent no plan before")]
+    NoPlan,
     /// The plan is refused.
     #[error("the plan is refused")]
     Plan(#[source] plan::Error),
@@ -47,7 +51,7 @@ pub(crate) enum Error {
 impl Error {
     fn step(&self) -> &'static str {
         match self {
-            Self::Protocol(_) | Self::SecondPlan | Self::Talk(_) => "protocol",
+            Self::Protocol(_) | Self::SecondPlan | Self::NoPlan | Self::Talk(_) => "protocol",
             Self::Plan(_) => "plan",
             Self::Firewall(error) => error.step(),
             Self::Lost => "lost",
@@ -58,22 +62,26 @@ impl Error {
 
 /// What happened next.
 enum Event {
-    Said(Request),
+    Said(Box<Request>),
     EndOfInput,
     Terminate,
     Lost,
+    /// Time to look after the rules.
+    Look,
 }
 
 /// Both directions, and the signal that ends them.
 pub(crate) struct Conversation {
     terminate: PipeReader,
     frames: Frames,
+    /// When the rules were last looked after.
+    looked: Instant,
 }
 
 impl Conversation {
     /// On standard input and output; `terminate` has something to read once SIGTERM came.
     pub(crate) fn new(terminate: PipeReader) -> Self {
-        Self { terminate, frames: Frames::default() }
+        Self { terminate, frames: Frames::default(), looked: Instant::now() }
     }
 
     /// Holds it until it is over. An error was told to the user side already, if that still listens.
@@ -94,7 +102,7 @@ impl Conversation {
                 if let Err(more) = undone {
                     message = format!("{message}; {more}");
                 }
-                let message = message.chars().take(MOST_MESSAGE).collect();
+                let message = shortened(&message);
                 let _ = say(&Reply::Failed { step: error.step().into(), message }); // the caller prints it
                 Err(error)
             }
@@ -105,17 +113,41 @@ impl Conversation {
         say(&Reply::Hello { protocol: protocol::VERSION, version: env!("CARGO_PKG_VERSION").into() })?;
         Firewall::permitted()?;
         loop {
-            match self.next(firewall.as_ref())? {
-                Event::Said(Request::Plan(_)) if firewall.is_some() => return Err(Error::SecondPlan),
-                Event::Said(Request::Plan(said)) => {
-                    let standing = Firewall::apply(Plan::check(said).map_err(Error::Plan)?)?;
-                    let table = standing.table().to_owned();
-                    *firewall = Some(standing);
-                    say(&Reply::Ready { method: firewall::METHOD.into(), table })?;
+            let request = match self.next(firewall.as_ref())? {
+                Event::Said(request) => *request,
+                Event::Look => {
+                    if let Some(what) = planned(firewall)?.mend()? {
+                        say(&Reply::Repaired { what })?;
+                    }
+                    continue;
                 }
-                Event::Said(Request::Stop {}) => return Ok(Some(Stop)),
                 Event::EndOfInput | Event::Terminate => return Ok(None),
                 Event::Lost => return Err(Error::Lost),
+            };
+            match request {
+                Request::Plan(_) if firewall.is_some() => return Err(Error::SecondPlan),
+                Request::Plan(said) => {
+                    let standing = Firewall::apply(Plan::check(said).map_err(Error::Plan)?)?;
+                    let ready = Reply::Ready {
+                        method: standing.method().into(),
+                        table: standing.table().into(),
+                        notes: standing.notes().to_vec(),
+                    };
+                    *firewall = Some(standing);
+                    say(&ready)?;
+                }
+                Request::Update { include, exclude } => {
+                    say(&match planned(firewall)?.update(&include, &exclude) {
+                        Ok(()) => Reply::Updated {},
+                        Err(UpdateError::Broken(error)) => return Err(error.into()),
+                        Err(error) => Reply::Refused { message: shortened(&error_chain(&error)) },
+                    })?;
+                }
+                Request::Origin { from, at } => {
+                    let to = planned(firewall)?.origin(from, at)?;
+                    say(&Reply::Origin { from, to })?;
+                }
+                Request::Stop {} => return Ok(Some(Stop)),
             }
         }
     }
@@ -125,9 +157,20 @@ impl Conversation {
         let input = stdin.as_fd(); // read without a buffer of the library's: what is not asked for stays in the pipe
         loop {
             if let Some(request) = self.frames.take().map_err(Error::Protocol)? {
-                return Ok(Event::Said(request));
+                return Ok(Event::Said(Box::new(request)));
             }
-            let [said, terminate, lost] = wait(input, self.terminate.as_fd(), firewall.map(Firewall::lost))?;
+            let left = match firewall.and_then(Firewall::mend_every) {
+                Some(every) => match (self.looked + every).checked_duration_since(Instant::now()) {
+                    Some(left) => Some(left),
+                    None => {
+                        self.looked = Instant::now();
+                        return Ok(Event::Look);
+                    }
+                },
+                None => None,
+            };
+            let lost = firewall.and_then(Firewall::lost);
+            let [said, terminate, lost] = wait(input, self.terminate.as_fd(), lost, left)?;
             if terminate {
                 return Ok(Event::Terminate);
             }
@@ -148,14 +191,32 @@ impl Conversation {
     }
 }
 
+/// What only makes sense once there is a plan.
+fn planned(firewall: &mut Option<Firewall>) -> Result<&mut Firewall, Error> {
+    firewall.as_mut().ok_or(Error::NoPlan)
+}
+
+fn shortened(message: &str) -> String {
+    message.chars().take(MOST_MESSAGE).collect()
+}
+
 /// The user side asked for the end and wants a report.
 struct Stop;
 
-/// Which of the three has something: the input, the signal, the end of the rules.
-fn wait(input: BorrowedFd, terminate: BorrowedFd, lost: Option<BorrowedFd>) -> Result<[bool; 3], Error> {
+/// Which of the three has something: the input, the signal, the end of the rules. None when the time is over.
+fn wait(
+    input: BorrowedFd,
+    terminate: BorrowedFd,
+    lost: Option<BorrowedFd>,
+    most: Option<Duration>,
+) -> Result<[bool; 3], Error> {
     let mut fds = vec![PollFd::new(input, PollFlags::POLLIN), PollFd::new(terminate, PollFlags::POLLIN)];
     fds.extend(lost.map(|lost| PollFd::new(lost, PollFlags::empty()))); // hanging up is always told
-    match poll(&mut fds, PollTimeout::NONE) {
+    // Rounded up: not again before the time has come.
+    let most = most.map(|most| most + Duration::from_millis(1));
+    let timeout =
+        most.map_or(PollTimeout::NONE, |most| PollTimeout::try_from(most).unwrap_or(PollTimeout::MAX));
+    match poll(&mut fds, timeout) {
         Ok(_) => Ok([0, 1, 2].map(|which| fds.get(which).is_some_and(|fd| fd.any().unwrap_or(true)))),
         Err(Errno::EINTR) => Ok([false; 3]),
         Err(error) => Err(Error::Talk(error.into())),

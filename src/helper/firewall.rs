@@ -4,23 +4,44 @@
 #[cfg(target_os = "linux")]
 mod conntrack;
 #[cfg(target_os = "linux")]
+mod iptables;
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(target_os = "linux")]
 mod nft;
+#[cfg(target_os = "linux")]
+mod program;
 #[cfg(target_os = "linux")]
 mod standing;
 mod watchdog;
 
 #[cfg(target_os = "linux")]
-use nft as system;
+use linux as system;
 
+use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
-use crate::plan::Plan;
+use ipnet::IpNet;
+
+use crate::plan::{self, Plan};
 use crate::protocol::UndoReport;
 
 pub(crate) use system::Error;
 
-/// How connections are redirected on this system.
-pub(crate) const METHOD: &str = system::METHOD;
+/// Why other ranges are not in force.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UpdateError {
+    /// They are refused.
+    #[error("the ranges are refused")]
+    Plan(#[from] plan::Error),
+    /// They could not be put in; the old ones stand.
+    #[error(transparent)]
+    Kept(Error),
+    /// They may stand or not: nobody can tell.
+    #[error(transparent)]
+    Broken(Error),
+}
 
 /// A redirection that stands.
 #[derive(Debug)]
@@ -37,14 +58,47 @@ impl Firewall {
         system::apply(plan).map(Self)
     }
 
+    /// Who redirects.
+    pub(crate) fn method(&self) -> &'static str {
+        self.0.method()
+    }
+
     /// The name under which people find it in the system's listings.
     pub(crate) fn table(&self) -> &str {
         self.0.table()
     }
 
-    /// Hangs up if the redirection vanishes without us.
-    pub(crate) fn lost(&self) -> BorrowedFd<'_> {
+    /// What could not be had, a sentence each.
+    pub(crate) fn notes(&self) -> &[String] {
+        self.0.notes()
+    }
+
+    /// The plan with other ranges, in force; on an error the old ones are.
+    pub(crate) fn update(&mut self, include: &[IpNet], exclude: &[IpNet]) -> Result<(), UpdateError> {
+        let plan = self.0.plan().with_ranges(include, exclude)?;
+        let before = self.0.prepare(&plan).map_err(UpdateError::Kept)?;
+        self.0.exchange(plan, &before).map_err(UpdateError::Kept)?;
+        self.0.settle(&before).map_err(UpdateError::Broken)
+    }
+
+    /// Where datagrams wanted to go that came from there to this listener of ours; none if the system does not know.
+    pub(crate) fn origin(&mut self, from: SocketAddr, at: SocketAddr) -> Result<Option<SocketAddr>, Error> {
+        self.0.origin(from, at)
+    }
+
+    /// Hangs up if the redirection vanishes without us; none where it cannot.
+    pub(crate) fn lost(&self) -> Option<BorrowedFd<'_>> {
         self.0.lost()
+    }
+
+    /// How often to [`Firewall::mend`]; none where nobody else can touch it.
+    pub(crate) fn mend_every(&self) -> Option<Duration> {
+        self.0.mend_every()
+    }
+
+    /// Puts back what somebody else took out, and says what it was.
+    pub(crate) fn mend(&mut self) -> Result<Option<String>, Error> {
+        self.0.mend()
     }
 
     /// Takes it out. The user side has reset its connections, or does so now.

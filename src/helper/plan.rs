@@ -4,9 +4,11 @@
 //! into rule texts, counts, ports that are needed, ranges that make no sense. The checked plan is sorted and merged, so
 //! equal plans give equal rule texts.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::protocol;
+use crate::protocol::{self, Bridge, Method, Who};
 
 /// Most subnets to redirect. A large cluster has one service range and some hundred pod ranges; more than this is a
 /// mistake, and the largest plan must fit in one frame.
@@ -15,8 +17,24 @@ pub const MAX_INCLUDE: usize = 4096;
 /// Most subnets to leave alone: API servers, proxies, what the user named.
 pub const MAX_EXCLUDE: usize = 1024;
 
-/// Longest session name. nft allows 255 bytes for a table's name; people read this one in listings.
-pub const MAX_SESSION: usize = 32;
+/// Most single ports to leave alone: API servers, proxies, name servers, what the user named.
+pub const MAX_EXCLUDE_PORTS: usize = 256;
+
+/// Most users, groups or control groups; each makes every rule longer.
+pub const MAX_WHO: usize = 64;
+
+/// Longest path of a control group, in bytes; the kernel's own limit is 4096 (`PATH_MAX`).
+const MAX_CGROUP: usize = 512;
+
+/// Most bridges; each family of a bridge counts.
+pub const MAX_BRIDGES: usize = 32;
+
+/// Longest name of an interface (`IFNAMSIZ` without the NUL).
+const MAX_INTERFACE: usize = 15;
+
+/// Longest session name: `kshuttle_`, the name and one capital make a chain of iptables, which has at most 28 bytes
+/// (`XT_EXTENSION_MAXNAMELEN`).
+pub const MAX_SESSION: usize = 18;
 
 /// A plan that was checked; only [`Plan::check`] makes one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,8 +42,8 @@ pub struct Plan {
     table: String,
     include: Ranges,
     exclude: Ranges,
-    listener_v4: Option<u16>,
-    listener_v6: Option<u16>,
+    /// What [`protocol::Plan`] says of the rest, checked.
+    said: protocol::Plan,
 }
 
 /// Subnets of both families, each sorted and without overlap.
@@ -64,6 +82,17 @@ pub enum Error {
         /// What it is.
         kind: &'static str,
     },
+    /// A user, group or control group that cannot be in a rule.
+    #[error("who: {0}")]
+    Who(String),
+    /// A bridge that cannot be in a rule.
+    #[error("bridges: {name:?}: {wrong}")]
+    Bridge {
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        wrong: &'static str,
+    },
     /// A family is included, but nobody listens for it.
     #[error("{field}: needed, because {subnet} is included")]
     NoListener {
@@ -82,36 +111,44 @@ pub enum Error {
 
 impl Plan {
     /// Checks every field; the first that is wrong is named.
+    ///
+    /// # Errors
+    /// See [`Error`].
     pub fn check(said: protocol::Plan) -> Result<Self, Error> {
         let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         if said.session.is_empty() || said.session.len() > MAX_SESSION || !said.session.bytes().all(allowed) {
             return Err(Error::Session);
         }
-        if said.include.is_empty() {
-            return Err(Error::NothingIncluded);
-        }
-        for (field, count, most) in
-            [("include", said.include.len(), MAX_INCLUDE), ("exclude", said.exclude.len(), MAX_EXCLUDE)]
-        {
-            if count > most {
-                return Err(Error::TooMany { field, count, most });
+        count("exclude_ports", said.exclude_ports.len(), MAX_EXCLUDE_PORTS)?;
+        for (field, port) in [
+            ("listener_v4", said.listener_v4),
+            ("listener_v6", said.listener_v6),
+            ("datagrams_v4", said.datagrams_v4),
+            ("datagrams_v6", said.datagrams_v6),
+        ] {
+            if port == Some(0) {
+                return Err(Error::PortZero { field });
             }
         }
-        for subnet in &said.include {
-            if let Some(kind) = not_redirectable(subnet) {
-                return Err(Error::NotRedirectable { subnet: *subnet, kind });
-            }
-        }
-        let include = Ranges::merged(&said.include);
-        listener("listener_v4", said.listener_v4, include.v4.first().map(|net| IpNet::V4(*net)))?;
-        listener("listener_v6", said.listener_v6, include.v6.first().map(|net| IpNet::V6(*net)))?;
-        Ok(Self {
-            table: format!("kshuttle_{}", said.session),
-            include,
-            exclude: Ranges::merged(&said.exclude),
-            listener_v4: said.listener_v4,
-            listener_v6: said.listener_v6,
-        })
+        who(&said.who)?;
+        count("bridges", said.bridges.len(), MAX_BRIDGES)?;
+        said.bridges.iter().try_for_each(bridge)?;
+        let (include, exclude) = ranges(&said, &said.include, &said.exclude)?;
+        Ok(Self { table: format!("kshuttle_{}", said.session), include, exclude, said })
+    }
+
+    /// The same with other ranges.
+    ///
+    /// # Errors
+    /// As [`Plan::check`].
+    pub fn with_ranges(&self, include: &[IpNet], exclude: &[IpNet]) -> Result<Self, Error> {
+        let (include, exclude) = ranges(&self.said, include, exclude)?;
+        Ok(Self { include, exclude, ..self.clone() })
+    }
+
+    /// Which of the system's ways.
+    pub fn method(&self) -> Method {
+        self.said.method
     }
 
     /// Name of the nft table.
@@ -129,14 +166,64 @@ impl Plan {
         &self.exclude
     }
 
-    /// Port on 127.0.0.1.
-    pub fn listener_v4(&self) -> Option<u16> {
-        self.listener_v4
+    /// Single ports to leave alone.
+    pub fn exclude_ports(&self) -> &[SocketAddr] {
+        &self.said.exclude_ports
     }
 
-    /// Port on ::1.
-    pub fn listener_v6(&self) -> Option<u16> {
-        self.listener_v6
+    /// Where this machine's own connections and datagrams of a family go, as far as they are redirected.
+    pub fn listeners(&self, v6: bool) -> Listeners {
+        let (address, connections, datagrams) = if v6 {
+            (Ipv6Addr::LOCALHOST.into(), self.said.listener_v6, self.said.datagrams_v6)
+        } else {
+            (Ipv4Addr::LOCALHOST.into(), self.said.listener_v4, self.said.datagrams_v4)
+        };
+        Listeners { address, connections, datagrams }
+    }
+
+    /// Whose connections.
+    pub fn who(&self) -> &Who {
+        &self.said.who
+    }
+
+    /// Bridges that are redirected, too.
+    pub fn bridges(&self) -> &[Bridge] {
+        &self.said.bridges
+    }
+
+    /// Is this one of our listeners?
+    pub fn is_listener(&self, address: SocketAddr) -> bool {
+        let of_bridge = |bridge: &Bridge| Listeners {
+            address: bridge.address,
+            connections: Some(bridge.listener),
+            datagrams: bridge.datagrams,
+        };
+        let own = [false, true].map(|v6| self.listeners(v6));
+        own.into_iter().chain(self.bridges().iter().map(of_bridge)).any(|listeners| listeners.has(address))
+    }
+
+    /// Would the rules redirect what goes to this address and port?
+    pub fn covers(&self, to: SocketAddr) -> bool {
+        self.include.contains(to.ip())
+            && !self.exclude.contains(to.ip())
+            && !self.exclude_ports().contains(&to)
+    }
+}
+
+/// Ports of one address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listeners {
+    /// Where they are.
+    pub address: IpAddr,
+    /// For connections.
+    pub connections: Option<u16>,
+    /// For datagrams.
+    pub datagrams: Option<u16>,
+}
+
+impl Listeners {
+    fn has(self, address: SocketAddr) -> bool {
+        self.address == address.ip() && [self.connections, self.datagrams].contains(&Some(address.port()))
     }
 }
 
@@ -154,10 +241,10 @@ impl Ranges {
     }
 
     /// Is this address in one of the subnets?
-    pub fn contains(&self, address: std::net::IpAddr) -> bool {
+    pub fn contains(&self, address: IpAddr) -> bool {
         match address {
-            std::net::IpAddr::V4(address) => self.v4.iter().any(|net| net.contains(&address)),
-            std::net::IpAddr::V6(address) => self.v6.iter().any(|net| net.contains(&address)),
+            IpAddr::V4(address) => self.v4.iter().any(|net| net.contains(&address)),
+            IpAddr::V6(address) => self.v6.iter().any(|net| net.contains(&address)),
         }
     }
 }
@@ -175,12 +262,71 @@ fn not_redirectable(subnet: &IpNet) -> Option<&'static str> {
     }
 }
 
+/// Both lists, checked against the limits and the listeners of the plan.
+fn ranges(said: &protocol::Plan, include: &[IpNet], exclude: &[IpNet]) -> Result<(Ranges, Ranges), Error> {
+    if include.is_empty() {
+        return Err(Error::NothingIncluded);
+    }
+    count("include", include.len(), MAX_INCLUDE)?;
+    count("exclude", exclude.len(), MAX_EXCLUDE)?;
+    for subnet in include {
+        if let Some(kind) = not_redirectable(subnet) {
+            return Err(Error::NotRedirectable { subnet: *subnet, kind });
+        }
+    }
+    let include = Ranges::merged(include);
+    listener("listener_v4", said.listener_v4, include.v4.first().map(|net| IpNet::V4(*net)))?;
+    listener("listener_v6", said.listener_v6, include.v6.first().map(|net| IpNet::V6(*net)))?;
+    Ok((include, Ranges::merged(exclude)))
+}
+
+fn count(field: &'static str, count: usize, most: usize) -> Result<(), Error> {
+    if count > most { Err(Error::TooMany { field, count, most }) } else { Ok(()) }
+}
+
 fn listener(field: &'static str, port: Option<u16>, included: Option<IpNet>) -> Result<(), Error> {
     match (port, included) {
-        (Some(0), _) => Err(Error::PortZero { field }),
         (None, Some(subnet)) => Err(Error::NoListener { field, subnet }),
         _ => Ok(()),
     }
+}
+
+/// The paths become quoted words in a rule: no quote, no backslash, nothing that walks out of the tree.
+fn who(who: &Who) -> Result<(), Error> {
+    count("who.users", who.users.len(), MAX_WHO)?;
+    count("who.groups", who.groups.len(), MAX_WHO)?;
+    count("who.cgroups", who.cgroups.len(), MAX_WHO)?;
+    let part = |part: &str| {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._@:-".contains(&byte);
+        !["", ".", ".."].contains(&part) && part.bytes().all(allowed)
+    };
+    match who.cgroups.iter().find(|path| path.len() > MAX_CGROUP || !path.split('/').all(part)) {
+        Some(path) => {
+            let shown: String = path.chars().take(MAX_CGROUP).collect();
+            Err(Error::Who(format!("{shown:?} is no path of a control group in letters, digits and ._@:-")))
+        }
+        None => Ok(()),
+    }
+}
+
+fn bridge(bridge: &Bridge) -> Result<(), Error> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    let name = &bridge.name;
+    let wrong = if name.is_empty() || name.len() > MAX_INTERFACE || !name.bytes().all(allowed) {
+        "the name must be 1 to 15 of letters, digits, `.`, `_` and `-`"
+    } else if bridge.address.is_loopback() || bridge.address.is_unspecified() || bridge.address.is_multicast()
+    {
+        "its address must be one of this machine's, and not loopback"
+    } else if bridge.address.is_ipv4() != bridge.subnet.addr().is_ipv4() {
+        "its address and its subnet must be of one family"
+    } else if bridge.subnet.prefix_len() == 0 {
+        "its subnet must not be everybody"
+    } else if bridge.listener == 0 || bridge.datagrams == Some(0) {
+        "port 0 cannot be connected to"
+    } else {
+        return Ok(());
+    };
+    Err(Error::Bridge { name: name.chars().take(MAX_INTERFACE).collect(), wrong })
 }
 
 #[cfg(test)]
@@ -198,6 +344,7 @@ mod tests {
             exclude: nets(&["10.96.0.1/32"]),
             listener_v4: Some(40001),
             listener_v6: Some(40002),
+            ..protocol::Plan::default()
         }
     }
 
@@ -218,7 +365,7 @@ mod tests {
 
     #[test]
     fn a_session_name_cannot_leave_its_place_in_a_rule() {
-        for session in ["", "a b", "A", "a;", "a\n", "a{", "ä", "a_b", "123456789012345678901234567890123"] {
+        for session in ["", "a b", "A", "a;", "a\n", "a{", "ä", "a_b", "1234567890123456789"] {
             assert_eq!(
                 Plan::check(protocol::Plan { session: session.into(), ..said() }),
                 Err(Error::Session)
@@ -257,5 +404,71 @@ mod tests {
         let error = Plan::check(protocol::Plan { listener_v6: Some(0), ..said() }).unwrap_err();
         assert_eq!(error.to_string(), "listener_v6: port 0 cannot be connected to");
         Plan::check(protocol::Plan { include: nets(&["10.0.0.0/8"]), listener_v6: None, ..said() }).unwrap();
+    }
+
+    #[test]
+    fn other_ranges_are_checked_like_the_first_ones() {
+        let plan =
+            Plan::check(protocol::Plan { listener_v6: None, include: nets(&["10.0.0.0/8"]), ..said() })
+                .unwrap();
+        let other = plan.with_ranges(&nets(&["10.1.0.0/16"]), &[]).unwrap();
+        let covered = |text: &str| other.covers(text.parse().unwrap());
+        assert_eq!((covered("10.1.2.3:80"), covered("10.2.0.1:80")), (true, false));
+        assert!(other.exclude().v4.is_empty());
+        assert!(matches!(plan.with_ranges(&nets(&["fd00::/8"]), &[]), Err(Error::NoListener { .. })));
+        assert_eq!(plan.with_ranges(&[], &[]), Err(Error::NothingIncluded));
+    }
+
+    #[test]
+    fn what_is_covered() {
+        let exclude_ports = vec!["10.96.0.5:443".parse().unwrap()];
+        let plan = Plan::check(protocol::Plan { exclude_ports, ..said() }).unwrap();
+        for (to, covered) in [
+            ("10.96.0.5:80", true),
+            ("10.96.0.5:443", false),
+            ("10.96.0.1:80", false),
+            ("[fd00::1]:443", true),
+        ] {
+            assert_eq!(plan.covers(to.parse().unwrap()), covered, "{to}");
+        }
+    }
+
+    #[test]
+    fn a_control_group_cannot_leave_its_place_in_a_rule() {
+        let check = |path: &str| {
+            let who = Who { cgroups: vec![path.into()], ..Who::default() };
+            Plan::check(protocol::Plan { who, ..said() })
+        };
+        check("user.slice/user-1000.slice/user@1000.service/app.slice").unwrap();
+        for path in ["", "/", "/a", "a/", "a//b", "../a", "a/./b", "a\"b", "a b", "a;b", "a\\x2db", "ä"] {
+            assert!(matches!(check(path), Err(Error::Who(_))), "{path}");
+        }
+        assert!(matches!(check(&"a".repeat(MAX_CGROUP + 1)), Err(Error::Who(_))));
+    }
+
+    #[test]
+    fn a_bridge_is_named_with_what_is_wrong() {
+        let good = Bridge {
+            name: "docker0".into(),
+            address: "172.17.0.1".parse().unwrap(),
+            subnet: "172.17.0.0/16".parse().unwrap(),
+            listener: 40003,
+            datagrams: None,
+        };
+        let check = |bridge: Bridge| Plan::check(protocol::Plan { bridges: vec![bridge], ..said() });
+        check(good.clone()).unwrap();
+        for bad in [
+            Bridge { name: String::new(), ..good.clone() },
+            Bridge { name: "a b".into(), ..good.clone() },
+            Bridge { name: "eth+".into(), ..good.clone() },
+            Bridge { name: "a234567890123456".into(), ..good.clone() },
+            Bridge { address: "127.0.0.1".parse().unwrap(), ..good.clone() },
+            Bridge { address: "fd00::1".parse().unwrap(), ..good.clone() },
+            Bridge { subnet: "0.0.0.0/0".parse().unwrap(), ..good.clone() },
+            Bridge { listener: 0, ..good.clone() },
+            Bridge { datagrams: Some(0), ..good },
+        ] {
+            assert!(matches!(check(bad.clone()), Err(Error::Bridge { .. })), "{bad:?}");
+        }
     }
 }

@@ -4,22 +4,19 @@
 //! what they do not know: another field, another type, a frame longer than [`MAX_FRAME`]. The order of the
 //! conversation stands in the crate's documentation; what a plan may say is checked in [`crate::plan`].
 
-use std::io::{self, Write};
+mod frames;
+
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use serde::de::{DeserializeOwned, Deserializer, Error as _};
+use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
+
+pub use frames::{Error, Frames, MAX_FRAME, write};
 
 /// The conversation's version, said in [`Reply::Hello`]. The user side refuses any other: both programs are
 /// installed together.
-pub const VERSION: u32 = 1;
-
-/// Longest frame in bytes, without its length field. The largest plan (4096 + 1024 subnets of at most 46 bytes
-/// each) is 230 KiB.
-pub const MAX_FRAME: usize = 256 * 1024;
-
-/// Bytes of the length field.
-const LENGTH: usize = 4;
+pub const VERSION: u32 = 2;
 
 /// What the user side says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +25,22 @@ const LENGTH: usize = 4;
 pub enum Request {
     /// The only plan of this conversation. Answered by [`Reply::Ready`] or [`Reply::Failed`].
     Plan(Plan),
+    /// From now on these ranges instead. Answered by [`Reply::Updated`]; [`Reply::Refused`] leaves the old ones.
+    Update {
+        /// As [`Plan::include`].
+        #[serde(deserialize_with = "field::include")]
+        include: Vec<IpNet>,
+        /// As [`Plan::exclude`].
+        #[serde(default, deserialize_with = "field::exclude")]
+        exclude: Vec<IpNet>,
+    },
+    /// Where did this sender of datagrams want to send them? Answered by [`Reply::Origin`].
+    Origin {
+        /// The sender, as the listener for datagrams sees it.
+        from: SocketAddr,
+        /// The listener's own address.
+        at: SocketAddr,
+    },
     /// Undo now and answer [`Reply::Stopped`]. End of input does the same without an answer.
     Stop {},
 }
@@ -46,15 +59,36 @@ pub enum Reply {
     },
     /// The rules stand, and were read back.
     Ready {
-        /// Who redirects: `nft`.
+        /// Who redirects: `nft` or `iptables`.
         method: String,
-        /// The table's name in the family `inet`.
+        /// The table's name in the family `inet`, or the name that iptables' chains begin with.
         table: String,
+        /// What could not be had on this machine, a sentence each; empty almost everywhere.
+        notes: Vec<String>,
+    },
+    /// The new ranges stand.
+    Updated {},
+    /// The new ranges do not stand; the old ones do.
+    Refused {
+        /// Why, for people.
+        message: String,
+    },
+    /// The answer to [`Request::Origin`].
+    Origin {
+        /// The sender that was asked about.
+        from: SocketAddr,
+        /// Where it wanted to send; none when the kernel does not know, or not any more.
+        to: Option<SocketAddr>,
+    },
+    /// Somebody else had taken rules of ours out; they stand again.
+    Repaired {
+        /// What was missing, for people.
+        what: String,
     },
     /// Nothing (or nothing any more) is redirected. The helper ends after this.
     Failed {
-        /// Which part failed: `privilege`, `protocol`, `plan`, `nft`, `watchdog`, `standing`, `rules`, `verify`, `conntrack`
-        /// or `lost`.
+        /// Which part failed: `privilege`, `protocol`, `plan`, `nft`, `iptables`, `leftovers`, `watchdog`, `standing`, `rules`, `verify`,
+        /// `conntrack` or `lost`.
         step: String,
         /// The chain of causes in one line, for people.
         message: String,
@@ -67,24 +101,93 @@ pub enum Reply {
 }
 
 /// What is to be redirected, as data: the helper writes every command itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
-    /// Names the table (`kshuttle_<session>`): 1 to 32 of `a-z`, `0-9` and `-`. Two sessions of one machine must differ.
+    /// Names the table (`kshuttle_<session>`): 1 to [`crate::plan::MAX_SESSION`] of `a-z`, `0-9` and `-`. Two sessions of
+    /// one machine must differ.
     #[serde(deserialize_with = "field::session")]
     pub session: String,
+    /// Which of the system's ways.
+    #[serde(default)]
+    pub method: Method,
     /// Destinations to redirect, at most [`crate::plan::MAX_INCLUDE`].
     #[serde(deserialize_with = "field::include")]
     pub include: Vec<IpNet>,
     /// Destinations to leave alone although included, at most [`crate::plan::MAX_EXCLUDE`].
     #[serde(default, deserialize_with = "field::exclude")]
     pub exclude: Vec<IpNet>,
+    /// Single ports of single hosts to leave alone, at most [`crate::plan::MAX_EXCLUDE_PORTS`].
+    #[serde(default, deserialize_with = "field::exclude_ports", skip_serializing_if = "Vec::is_empty")]
+    pub exclude_ports: Vec<SocketAddr>,
     /// Port on 127.0.0.1 that takes IPv4 connections; needed if `include` has an IPv4 subnet.
     #[serde(default, deserialize_with = "field::listener_v4")]
     pub listener_v4: Option<u16>,
     /// Port on ::1 that takes IPv6 connections; needed if `include` has an IPv6 subnet.
     #[serde(default, deserialize_with = "field::listener_v6")]
     pub listener_v6: Option<u16>,
+    /// Port on 127.0.0.1 that takes datagrams of IPv4; without it they are not redirected.
+    #[serde(default, deserialize_with = "field::datagrams_v4", skip_serializing_if = "Option::is_none")]
+    pub datagrams_v4: Option<u16>,
+    /// Port on ::1 that takes datagrams of IPv6; without it they are not redirected.
+    #[serde(default, deserialize_with = "field::datagrams_v6", skip_serializing_if = "Option::is_none")]
+    pub datagrams_v6: Option<u16>,
+    /// Whose connections; of all on this machine if it says nothing.
+    #[serde(default, skip_serializing_if = "Who::is_anybody")]
+    pub who: Who,
+    /// Bridges whose containers and virtual machines are redirected, too; at most [`crate::plan::MAX_BRIDGES`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bridges: Vec<Bridge>,
+}
+
+/// One of the system's ways to redirect.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// The best that works: nft, else iptables.
+    #[default]
+    Auto,
+    /// nft only.
+    Nft,
+    /// iptables only.
+    Iptables,
+}
+
+/// Whose connections are redirected: of those who match every list that is not empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Who {
+    /// User ids of the processes; at most [`crate::plan::MAX_WHO`], as each list here.
+    pub users: Vec<u32>,
+    /// Group ids of the processes.
+    pub groups: Vec<u32>,
+    /// Control groups (version 2), as paths below their mount point: `user.slice/user-1000.slice`.
+    pub cgroups: Vec<String>,
+}
+
+impl Who {
+    /// Says nothing: everybody.
+    pub fn is_anybody(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A bridge of this machine, for one family. What comes in through it is redirected to a listener on the bridge's own
+/// address: nothing else of this machine is in the bridge's view.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bridge {
+    /// The interface's name.
+    pub name: String,
+    /// Its first address, where the kernel redirects to.
+    pub address: IpAddr,
+    /// Who is redirected: senders in this range.
+    pub subnet: IpNet,
+    /// Port on `address` that takes connections.
+    pub listener: u16,
+    /// Port on `address` that takes datagrams; without it they are not redirected.
+    #[serde(default)]
+    pub datagrams: Option<u16>,
 }
 
 /// What the undo did and what it could not do.
@@ -114,58 +217,6 @@ pub struct StepFailure {
     pub message: String,
 }
 
-/// Why a frame was not written, or not understood.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The other side announced, or we were about to send, more than [`MAX_FRAME`] bytes.
-    #[error("a frame of {0} bytes is longer than the {MAX_FRAME} allowed")]
-    TooLong(usize),
-    /// The frame is not one of the messages above.
-    #[error("a frame is not understood")]
-    Malformed(#[source] serde_json::Error),
-    /// The other side is gone, or the pipe failed.
-    #[error("a frame cannot be written")]
-    Write(#[source] io::Error),
-}
-
-/// Writes one message as one frame, in one write.
-pub fn write<M: Serialize>(to: &mut impl Write, message: &M) -> Result<(), Error> {
-    let mut frame = vec![0; LENGTH];
-    serde_json::to_writer(&mut frame, message).map_err(Error::Malformed)?;
-    let length = frame.len() - LENGTH;
-    let announced =
-        u32::try_from(length).ok().filter(|_| length <= MAX_FRAME).ok_or(Error::TooLong(length))?;
-    frame[..LENGTH].copy_from_slice(&announced.to_be_bytes());
-    to.write_all(&frame).and_then(|()| to.flush()).map_err(Error::Write)
-}
-
-/// Puts frames together from bytes as they come, in pieces of any size. Holds at most one frame and what came with it.
-#[derive(Debug, Default)]
-pub struct Frames {
-    bytes: Vec<u8>,
-}
-
-impl Frames {
-    /// Takes bytes that were read.
-    pub fn push(&mut self, bytes: &[u8]) {
-        self.bytes.extend_from_slice(bytes);
-    }
-
-    /// The next message, `None` if more bytes are needed. After an error the conversation is over: there is no way
-    /// to find the next frame.
-    pub fn take<M: DeserializeOwned>(&mut self) -> Result<Option<M>, Error> {
-        let Some((announced, rest)) = self.bytes.split_first_chunk::<LENGTH>() else { return Ok(None) };
-        let length = u32::from_be_bytes(*announced) as usize;
-        if length > MAX_FRAME {
-            return Err(Error::TooLong(length));
-        }
-        let Some(frame) = rest.get(..length) else { return Ok(None) };
-        let message = serde_json::from_slice(frame).map_err(Error::Malformed)?;
-        self.bytes.drain(..LENGTH + length);
-        Ok(Some(message))
-    }
-}
-
 /// serde names a field only when it is missing or unknown; these name it when its value is wrong, too.
 mod field {
     use super::*;
@@ -186,8 +237,11 @@ mod field {
         session: String,
         include: Vec<IpNet>,
         exclude: Vec<IpNet>,
+        exclude_ports: Vec<SocketAddr>,
         listener_v4: Option<u16>,
         listener_v6: Option<u16>,
+        datagrams_v4: Option<u16>,
+        datagrams_v6: Option<u16>,
     }
 }
 
@@ -211,7 +265,7 @@ mod tests {
         })
     }
 
-    const PLAN: &str = r#"{"type":"plan","session":"a-1","include":["10.0.0.0/8","fd00::/8"],"exclude":["10.1.0.0/16"],"listener_v4":1024,"listener_v6":1025}"#;
+    const PLAN: &str = r#"{"type":"plan","session":"a-1","method":"auto","include":["10.0.0.0/8","fd00::/8"],"exclude":["10.1.0.0/16"],"listener_v4":1024,"listener_v6":1025}"#;
 
     fn plan() -> Plan {
         Plan {
@@ -220,6 +274,7 @@ mod tests {
             exclude: vec!["10.1.0.0/16".parse().unwrap()],
             listener_v4: Some(1024),
             listener_v6: Some(1025),
+            ..Plan::default()
         }
     }
 
@@ -229,16 +284,28 @@ mod tests {
         assert_eq!(serde_json::to_string(&Request::Plan(plan())).unwrap(), PLAN);
         assert_eq!(serde_json::to_string(&Request::Stop {}).unwrap(), r#"{"type":"stop"}"#);
         assert_eq!(
-            text(&Reply::Hello { protocol: 1, version: "0.1.0".into() }),
-            r#"{"type":"hello","protocol":1,"version":"0.1.0"}"#
+            text(&Reply::Hello { protocol: 2, version: "0.1.0".into() }),
+            r#"{"type":"hello","protocol":2,"version":"0.1.0"}"#
         );
         assert_eq!(
-            text(&Reply::Ready { method: "nft".into(), table: "kshuttle_a-1".into() }),
-            r#"{"type":"ready","method":"nft","table":"kshuttle_a-1"}"#
+            text(&Reply::Ready { method: "nft".into(), table: "kshuttle_a-1".into(), notes: vec![] }),
+            r#"{"type":"ready","method":"nft","table":"kshuttle_a-1","notes":[]}"#
         );
         assert_eq!(
             text(&Reply::Failed { step: "plan".into(), message: "session: …".into() }),
             r#"{"type":"failed","step":"plan","message":"session: …"}"#
+        );
+        assert_eq!(
+            serde_json::to_string(&Request::Origin {
+                from: "127.0.0.1:5".parse().unwrap(),
+                at: "127.0.0.1:6".parse().unwrap()
+            })
+            .unwrap(),
+            r#"{"type":"origin","from":"127.0.0.1:5","at":"127.0.0.1:6"}"#
+        );
+        assert_eq!(
+            text(&Reply::Origin { from: "[::1]:5".parse().unwrap(), to: None }),
+            r#"{"type":"origin","from":"[::1]:5","to":null}"#
         );
         let failures = vec![StepFailure { step: "wait".into(), message: "m".into() }];
         assert_eq!(
@@ -248,30 +315,6 @@ mod tests {
                 r#""failures":[{"step":"wait","message":"m"}]}}"#
             )
         );
-    }
-
-    #[test]
-    fn messages_come_back_as_they_went() {
-        for request in [Request::Plan(plan()), Request::Stop {}] {
-            let mut bytes = Vec::new();
-            write(&mut bytes, &request).unwrap();
-            let mut frames = Frames::default();
-            for byte in &bytes[..bytes.len() - 1] {
-                frames.push(std::slice::from_ref(byte));
-                assert_eq!(frames.take::<Request>().unwrap(), None);
-            }
-            frames.push(&bytes[bytes.len() - 1..]);
-            assert_eq!(frames.take().unwrap(), Some(request));
-            assert_eq!(frames.take::<Request>().unwrap(), None);
-        }
-    }
-
-    #[test]
-    fn two_frames_in_one_read_are_two_messages() {
-        let mut frames = Frames::default();
-        frames.push(&[frame(PLAN), frame(r#"{"type":"stop"}"#)].concat());
-        assert_eq!(frames.take().unwrap(), Some(Request::Plan(plan())));
-        assert_eq!(frames.take().unwrap(), Some(Request::Stop {}));
     }
 
     #[test]
@@ -309,15 +352,6 @@ mod tests {
     }
 
     #[test]
-    fn a_long_frame_is_refused_before_it_is_there() {
-        let mut frames = Frames::default();
-        frames.push(&u32::try_from(MAX_FRAME + 1).unwrap().to_be_bytes());
-        assert!(matches!(frames.take::<Request>(), Err(Error::TooLong(_))));
-        let long = Reply::Failed { step: "x".repeat(MAX_FRAME), message: String::new() };
-        assert!(matches!(write(&mut Vec::new(), &long), Err(Error::TooLong(_))));
-    }
-
-    #[test]
     fn the_largest_plan_fits() {
         let subnet: IpNet = "1111:2222:3333:4444:5555:6666:7777:8888/128".parse().unwrap();
         let plan = Plan {
@@ -330,17 +364,6 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn hostile_bytes_never_panic(pieces in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..64), 0..16)) {
-            let mut frames = Frames::default();
-            for piece in pieces {
-                frames.push(&piece);
-                if frames.take::<Request>().is_err() {
-                    break;
-                }
-            }
-        }
-
         #[test]
         fn hostile_json_never_panics(json in r#"\{("type":"(plan|stop)"|"include":\[("[0-9a-f:./]{0,20}",?){0,3}\]|"session":"[a-z;{}]{0,9}"|"listener_v4":[0-9]{0,7}|,){0,9}\}"#) {
             let mut frames = Frames::default();

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::Instant;
 
-use kshuttle_helper::protocol::{self, Frames, Plan, Reply, Request, UndoReport};
+use kshuttle_helper::protocol::{self, Frames, Method, Plan, Reply, Request, UndoReport};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -33,6 +33,7 @@ pub(crate) fn plan(session: &str, listener: &Listener, include: &[&str], exclude
         exclude: nets(exclude),
         listener_v4: Some(listener.v4),
         listener_v6: Some(listener.v6),
+        ..Plan::default()
     }
 }
 
@@ -74,7 +75,7 @@ impl Helper {
         let (input, output) = (Some(fs::File::from(input)), fs::File::from(output));
         let mut helper = Self { child, input, output, frames: Frames::default(), stderr };
         match helper.hear() {
-            Some(Reply::Hello { protocol: 1, .. }) => helper,
+            Some(Reply::Hello { protocol: protocol::VERSION, .. }) => helper,
             other => panic!("instead of hello: {other:?}"),
         }
     }
@@ -87,11 +88,13 @@ impl Helper {
     }
 
     /// Has this plan carried out.
-    pub(crate) fn make_ready(&mut self, plan: &Plan) {
+    pub(crate) fn make_ready(&mut self, plan: &Plan) -> Vec<String> {
         self.say(&Request::Plan(plan.clone()));
         match self.hear() {
-            Some(Reply::Ready { method, table }) => {
-                assert_eq!((method, table), ("nft".into(), format!("kshuttle_{}", plan.session)));
+            Some(Reply::Ready { method, table, notes }) => {
+                let method_wanted = if plan.method == Method::Iptables { "iptables" } else { "nft" };
+                assert_eq!((&*method, table), (method_wanted, format!("kshuttle_{}", plan.session)));
+                notes
             }
             other => panic!("instead of ready: {other:?}"),
         }

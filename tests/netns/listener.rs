@@ -22,11 +22,13 @@ pub(crate) struct Listener {
 
 impl Listener {
     pub(crate) fn start() -> Self {
+        Self::at(["127.0.0.1", "::1"])
+    }
+
+    /// Listens on these addresses, one of IPv4 and one of IPv6, instead.
+    pub(crate) fn at(addresses: [&str; 2]) -> Self {
         let (sender, arrived) = channel();
-        let listeners = [
-            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(),
-            TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).unwrap(),
-        ];
+        let listeners = addresses.map(|address| TcpListener::bind((address, 0)).unwrap());
         let [v4, v6] = [0, 1].map(|which: usize| listeners[which].local_addr().unwrap().port());
         for listener in listeners {
             let sender = sender.clone();

@@ -1,13 +1,16 @@
 //! The root helper against the real kernel. Each test has a network namespace of its own, whose only way out is a dead
-//! end that counts what goes in. Needs root, `ip` (iproute2) and `nft` (nftables).
+//! end that counts what goes in. Needs root, `ip` (iproute2), `nft` (nftables), iptables and conntrack.
 //!
 //! Arguments: names (or parts of names) of the tests to run; `--list`.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "all of this is a test")]
 
+mod datagrams;
 mod helper;
+mod iptables;
 mod listener;
 mod neighbour;
+mod ranges;
 mod redirect;
 mod refuse;
 mod scene;
@@ -30,6 +33,29 @@ const TESTS: &[Test] = tests! {
         a_foreign_flush_does_not_open_the_way,
         two_helpers_do_not_disturb_each_other,
         the_largest_plan_is_carried_out;
+    ranges:
+        other_ranges_replace_the_first,
+        what_stands_towards_a_new_range_goes_on,
+        ranges_that_are_refused_leave_the_first,
+        single_ports_are_left_alone,
+        only_these_users_and_groups,
+        only_this_control_group,
+        containers_behind_a_bridge;
+    datagrams:
+        one_socket_to_many_destinations,
+        a_port_used_again_is_asked_again,
+        their_timeouts_are_ours,
+        what_was_sent_before_is_redirected_now,
+        without_a_port_they_are_left_alone;
+    iptables:
+        both_families_go_where_they_should,
+        who_is_logged_in_stays,
+        a_foreign_flush_is_mended,
+        other_ranges_replace_the_first,
+        sigkill_is_undone_by_the_watchdog,
+        what_both_left_is_taken_out_by_the_next,
+        the_same_session_twice_is_refused,
+        it_serves_where_nft_is_missing;
     standing:
         who_is_logged_in_stays,
         who_is_logged_in_by_a_socket_of_both_families_stays,

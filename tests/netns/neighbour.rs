@@ -40,6 +40,11 @@ pub(crate) struct Neighbour {
 impl Neighbour {
     /// Moves in at the other end of this scene's `wan0`.
     pub(crate) fn move_in() -> Self {
+        Self::in_namespace("wan1", SETUP)
+    }
+
+    /// A namespace with this interface in it, set up by these commands.
+    fn in_namespace(interface: &str, setup: &'static str) -> Self {
         let (orders, to_do) = channel::<Order>();
         let (done, results) = channel();
         thread::spawn(move || {
@@ -51,8 +56,9 @@ impl Neighbour {
             }
         });
         let neighbour = Self { orders, results };
-        scene::ip(&format!("link set wan1 netns {}", neighbour.does(gettid)));
-        neighbour.does(|| SETUP.lines().map(str::trim).filter(|line| !line.is_empty()).for_each(scene::ip));
+        scene::ip(&format!("link set {interface} netns {}", neighbour.does(gettid)));
+        neighbour
+            .does(move || setup.lines().map(str::trim).filter(|line| !line.is_empty()).for_each(scene::ip));
         neighbour
     }
 
@@ -70,5 +76,43 @@ impl Neighbour {
     /// Listens at one of its addresses.
     pub(crate) fn listens(&self, address: &'static str) -> TcpListener {
         self.does(move || TcpListener::bind((address, 0)).unwrap())
+    }
+}
+
+/// Somebody behind a bridge of this machine, `br0`, as a container is.
+pub(crate) struct Container(Neighbour);
+
+const BRIDGE: &str = "
+    link add br0 type bridge
+    addr add 172.18.0.1/24 dev br0
+    addr add fd77::1/64 dev br0 nodad
+    link set br0 up
+    link add veth0 type veth peer name eth0
+    link set veth0 master br0
+    link set veth0 up
+";
+
+const INSIDE: &str = "
+    link set lo up
+    link set eth0 up
+    addr add 172.18.0.2/24 dev eth0
+    addr add fd77::2/64 dev eth0 nodad
+    route add default via 172.18.0.1
+    -6 route add default via fd77::1
+";
+
+impl Container {
+    /// Makes the bridge and moves in behind it.
+    pub(crate) fn start() -> Self {
+        BRIDGE.lines().map(str::trim).filter(|line| !line.is_empty()).for_each(scene::ip);
+        for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            std::fs::write(format!("/proc/sys/net/{switch}"), "1").unwrap();
+        }
+        Self(Neighbour::in_namespace("eth0", INSIDE))
+    }
+
+    /// Runs this in its namespace; sockets made there stay there.
+    pub(crate) fn does<T: Send + 'static>(&self, order: impl FnOnce() -> T + Send + 'static) -> T {
+        self.0.does(order)
     }
 }

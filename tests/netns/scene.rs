@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt,
@@ -52,6 +53,8 @@ pub(crate) fn missing() -> Option<String> {
     };
     assert!(has("nft"), "nft is missing: apt-get install nftables");
     assert!(has("ip"), "ip is missing: apt-get install iproute2");
+    assert!(has("iptables") && has("xtables-legacy-multi"), "iptables is missing: apt-get install iptables");
+    assert!(has("conntrack"), "conntrack is missing: apt-get install conntrack");
     None
 }
 
@@ -60,7 +63,11 @@ pub(crate) fn run(test: impl FnOnce() + Send) {
     let result = thread::scope(|scope| {
         scope
             .spawn(|| {
-                unshare(CloneFlags::CLONE_NEWNET).unwrap();
+                unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
+                // What the helper writes down, and what tests put in place of programs, is this namespace's alone.
+                let (none, private) = (None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE);
+                mount(none, "/", none, private, none).unwrap();
+                mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).unwrap();
                 fs::write("/proc/sys/net/ipv6/conf/default/router_solicitations", "0").unwrap();
                 SETUP.lines().map(str::trim).filter(|line| !line.is_empty()).for_each(ip);
                 test();
@@ -87,7 +94,8 @@ pub(crate) fn ruleset() -> String {
     output("nft", &["-s", "list", "ruleset"])
 }
 
-fn output(program: &str, arguments: &[&str]) -> String {
+/// What a program prints; it must succeed.
+pub(crate) fn output(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().unwrap();
     assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
@@ -98,7 +106,7 @@ pub(crate) fn leaked() -> u64 {
     let devices = fs::read_to_string("/proc/thread-self/net/dev").unwrap();
     let wan = devices.lines().find_map(|line| line.trim().strip_prefix("wan0:")).unwrap();
     let sent: u64 = wan.split_whitespace().nth(9).unwrap().parse().unwrap();
-    let reports = fs::read_to_string("/proc/thread-self/net/snmp6").unwrap();
+    let reports = fs::read_to_string("/proc/thread-self/net/dev_snmp6/wan0").unwrap();
     let reports = reports.lines().find_map(|line| line.strip_prefix("Icmp6OutMLDv2Reports")).unwrap();
     sent - reports.trim().parse::<u64>().unwrap()
 }
@@ -146,18 +154,27 @@ pub(crate) fn accept(listener: &TcpListener) -> TcpStream {
     stream
 }
 
+/// Begins to connect from this address of IPv4, and does not wait for an answer.
+pub(crate) fn begin_connect_from(address: &str, to: &str) -> OwnedFd {
+    begin(&format!("{address}:0"), to.parse().unwrap())
+}
+
 /// Begins to connect, from this port (0: any), and does not wait for an answer.
 pub(crate) fn begin_connect(from: u16, address: &str) -> OwnedFd {
     let address: SocketAddr = address.parse().unwrap();
-    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let local = if address.is_ipv4() { format!("0.0.0.0:{from}") } else { format!("[::]:{from}") };
+    begin(&local, address)
+}
+
+fn begin(from: &str, address: SocketAddr) -> OwnedFd {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(family, SockType::Stream, flags, None).unwrap();
     setsockopt(&socket, sockopt::ReuseAddr, &true).unwrap();
-    bind(socket.as_raw_fd(), &SockaddrStorage::from(local.parse::<SocketAddr>().unwrap())).unwrap();
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(from.parse::<SocketAddr>().unwrap())).unwrap();
     match connect(socket.as_raw_fd(), &SockaddrStorage::from(address)) {
         Ok(()) | Err(Errno::EINPROGRESS) => socket,
-        Err(error) => panic!("{address} from port {from}: {error}"),
+        Err(error) => panic!("{address} from {from}: {error}"),
     }
 }
 

@@ -62,7 +62,29 @@ impl Conntrack {
         open().map_err(talk)
     }
 
-    /// The TCP entries of both families that `wanted` likes.
+    /// Where datagrams were meant to go that arrive `at` our listener from `from`; none if there is no such entry.
+    pub(super) fn original_of(
+        &mut self,
+        from: SocketAddr,
+        at: SocketAddr,
+    ) -> Result<Option<SocketAddr>, Error> {
+        self.sequence += 1;
+        self.send(&message::lookup(self.sequence, Tuple { src: at, dst: from }))?;
+        let mut found = None;
+        loop {
+            for answer in self.receive()? {
+                match answer {
+                    Answer::Entry(entry) => found = Some(entry.destination()),
+                    Answer::Done => return Ok(found),
+                    Answer::Refused(code) if code == Errno::ENOENT as i32 => return Ok(None),
+                    Answer::Refused(code) => return Err(Error::Refused(io::Error::from_raw_os_error(code))),
+                    Answer::Other | Answer::Interrupted => {}
+                }
+            }
+        }
+    }
+
+    /// The TCP and UDP entries of both families that `wanted` likes.
     pub(super) fn entries(&mut self, wanted: impl Fn(&Entry) -> bool) -> Result<Vec<Entry>, Error> {
         for _ in 0..MOST_DUMPS {
             self.sequence += 1;
@@ -145,14 +167,14 @@ impl Entry {
         self.original.dst
     }
 
-    /// Could one side still be waiting for the other?
+    /// Could one side still be waiting for the other? Nobody waits for the end of datagrams.
     pub(super) fn is_live(&self) -> bool {
-        self.state.is_live()
+        self.state.is_some_and(message::TcpState::is_live)
     }
 
     /// Do both sides know each other, and is it not over?
     pub(super) fn is_standing(&self) -> bool {
-        self.state.is_standing()
+        self.state.is_some_and(message::TcpState::is_standing)
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::conntrack::Tuple;
 
@@ -36,9 +36,9 @@ pub(crate) enum Error {
     TooMany,
 }
 
-/// The connections with a remote address that is `wanted`, as packets of this machine are addressed. What an IPv6
+/// The connections with a remote end that is `wanted`, as packets of this machine are addressed. What an IPv6
 /// socket speaks over IPv4 (`::ffff:10.1.2.3`: sshd does) counts as IPv4.
-pub(super) fn connections(wanted: impl Fn(IpAddr) -> bool) -> Result<Vec<Tuple>, Error> {
+pub(super) fn connections(wanted: impl Fn(SocketAddr) -> bool) -> Result<Vec<Tuple>, Error> {
     let mut connections = Vec::new();
     for path in TABLES {
         match File::open(path) {
@@ -53,13 +53,13 @@ pub(super) fn connections(wanted: impl Fn(IpAddr) -> bool) -> Result<Vec<Tuple>,
 fn collect(
     path: &'static str,
     table: impl BufRead,
-    wanted: impl Fn(IpAddr) -> bool,
+    wanted: impl Fn(SocketAddr) -> bool,
     connections: &mut Vec<Tuple>,
 ) -> Result<(), Error> {
     for line in table.lines().skip(1) {
         let line = line.map_err(|error| Error::Read(path, error))?;
         let Some((tuple, state)) = connection(&line) else { return Err(Error::Malformed(line)) };
-        if STANDING.contains(&state) && wanted(tuple.dst.ip()) {
+        if STANDING.contains(&state) && wanted(tuple.dst) {
             if connections.len() == MOST {
                 return Err(Error::TooMany);
             }
@@ -107,7 +107,7 @@ mod tests {
 
     fn list(text: &str) -> Result<Vec<(String, String)>, Error> {
         let mut connections = Vec::new();
-        collect("test", text.as_bytes(), |address| !address.is_unspecified(), &mut connections)?;
+        collect("test", text.as_bytes(), |to| !to.ip().is_unspecified(), &mut connections)?;
         Ok(connections.iter().map(|Tuple { src, dst }| (src.to_string(), dst.to_string())).collect())
     }
 

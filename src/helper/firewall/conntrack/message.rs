@@ -42,6 +42,10 @@ const CTA_PROTOINFO_TCP: u16 = 1;
 const CTA_PROTOINFO_TCP_STATE: u16 = 1;
 
 const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
 
 /// From where to where, in one direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -52,7 +56,7 @@ pub(in crate::firewall) struct Tuple {
     pub(in crate::firewall) dst: SocketAddr,
 }
 
-/// A TCP connection as conntrack knows it.
+/// A TCP connection or an exchange of datagrams, as conntrack knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::firewall) struct Entry {
     /// As the one who connected sees it.
@@ -60,7 +64,8 @@ pub(in crate::firewall) struct Entry {
     /// As the answers are addressed; differs from the reverse of `original` where something is translated.
     pub(super) reply: Tuple,
     /// `enum tcp_conntrack` of the kernel's `uapi/linux/netfilter/nf_conntrack_tcp.h`.
-    pub(super) state: TcpState,
+    /// None for UDP.
+    pub(super) state: Option<TcpState>,
     family: u8,
     /// The attributes that name the entry in a delete: its original tuple, zone and identity.
     name: Vec<u8>,
@@ -86,7 +91,7 @@ impl TcpState {
 /// One message of an answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// A TCP entry.
+    /// An entry of TCP or UDP.
     Entry(Entry),
     /// Something we did not ask for: another protocol, an entry we cannot read.
     Other,
@@ -101,6 +106,35 @@ pub(super) enum Answer {
 /// Asks for all entries of both families.
 pub(super) fn dump(sequence: u32) -> Vec<u8> {
     message(CT_GET, NLM_F_REQUEST | NLM_F_DUMP, sequence, 0, &[])
+}
+
+/// Asks for the UDP entry whose answers go from here to there.
+pub(super) fn lookup(sequence: u32, reply: Tuple) -> Vec<u8> {
+    let (mut ip, mut proto) = (Vec::new(), Vec::new());
+    let family = match (reply.src.ip(), reply.dst.ip()) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            append(&mut ip, CTA_IP_V4_SRC, &src.octets());
+            append(&mut ip, CTA_IP_V4_DST, &dst.octets());
+            AF_INET
+        }
+        (src, dst) => {
+            let v6 = |address: IpAddr| match address {
+                IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+                IpAddr::V6(address) => address.octets(),
+            };
+            append(&mut ip, CTA_IP_V6_SRC, &v6(src));
+            append(&mut ip, CTA_IP_V6_DST, &v6(dst));
+            AF_INET6
+        }
+    };
+    append(&mut proto, CTA_PROTO_NUM, &[UDP]);
+    append(&mut proto, CTA_PROTO_SRC_PORT, &reply.src.port().to_be_bytes());
+    append(&mut proto, CTA_PROTO_DST_PORT, &reply.dst.port().to_be_bytes());
+    let (mut tuple, mut attributes) = (Vec::new(), Vec::new());
+    append(&mut tuple, NESTED | CTA_TUPLE_IP, &ip);
+    append(&mut tuple, NESTED | CTA_TUPLE_PROTO, &proto);
+    append(&mut attributes, NESTED | CTA_TUPLE_REPLY, &tuple);
+    message(CT_GET, NLM_F_REQUEST | NLM_F_ACK, sequence, family, &attributes)
 }
 
 /// Asks for the end of exactly this entry: a newer one between the same addresses has another identity.
@@ -159,8 +193,14 @@ fn entry(message: &[u8]) -> Option<Entry> {
     let attributes = message.get(HEADER + GENERIC..)?;
     let original = attribute(attributes, CTA_TUPLE_ORIG)?;
     let reply = attribute(attributes, CTA_TUPLE_REPLY)?;
-    let info = attribute(attributes, CTA_PROTOINFO)?;
-    let state = *attribute(attribute(info, CTA_PROTOINFO_TCP)?, CTA_PROTOINFO_TCP_STATE)?.first()?;
+    let state = match protocol(original)? {
+        TCP => {
+            let info = attribute(attribute(attributes, CTA_PROTOINFO)?, CTA_PROTOINFO_TCP)?;
+            Some(TcpState(*attribute(info, CTA_PROTOINFO_TCP_STATE)?.first()?))
+        }
+        UDP => None,
+        _ => return None,
+    };
     let mut name = Vec::new();
     append(&mut name, NESTED | CTA_TUPLE_ORIG, original);
     for kind in [CTA_ZONE, CTA_ID] {
@@ -168,15 +208,16 @@ fn entry(message: &[u8]) -> Option<Entry> {
             append(&mut name, kind, value);
         }
     }
-    Some(Entry { original: tuple(original)?, reply: tuple(reply)?, state: TcpState(state), family, name })
+    Some(Entry { original: tuple(original)?, reply: tuple(reply)?, state, family, name })
+}
+
+fn protocol(tuple: &[u8]) -> Option<u8> {
+    attribute(attribute(tuple, CTA_TUPLE_PROTO)?, CTA_PROTO_NUM)?.first().copied()
 }
 
 fn tuple(attributes: &[u8]) -> Option<Tuple> {
     let ip = attribute(attributes, CTA_TUPLE_IP)?;
     let proto = attribute(attributes, CTA_TUPLE_PROTO)?;
-    if *attribute(proto, CTA_PROTO_NUM)?.first()? != TCP {
-        return None;
-    }
     let address = |v4: u16, v6: u16| -> Option<IpAddr> {
         if let Some(value) = attribute(ip, v4) {
             return Some(Ipv4Addr::from(<[u8; 4]>::try_from(value).ok()?).into());
@@ -262,7 +303,6 @@ mod tests {
 
     fn entries() -> Vec<Entry> {
         let answers = answers(&bytes(DUMP), 7);
-        assert_eq!(answers[1], Answer::Other, "the UDP entry");
         assert_eq!(answers.len(), 3);
         answers
             .into_iter()
@@ -276,12 +316,14 @@ mod tests {
 
     #[test]
     fn a_captured_dump_is_understood() {
-        let [v6, v4] = <[Entry; 2]>::try_from(entries()).unwrap();
+        let [v6, udp, v4] = <[Entry; 3]>::try_from(entries()).unwrap();
         assert_eq!(v6.original, tuple("[2001:db8:51::2]:40001", "[fd00::9]:443"));
         assert_eq!(v6.reply, tuple("[::1]:5400", "[2001:db8:51::2]:40001"));
         assert_eq!(v4.original, tuple("198.51.100.2:40000", "10.1.2.3:80"));
         assert_eq!(v4.reply, tuple("127.0.0.1:5400", "198.51.100.2:40000"));
-        assert_eq!((v6.state, v4.state), (TcpState(3), TcpState(3)));
+        assert_eq!((v6.state, v4.state), (Some(TcpState(3)), Some(TcpState(3))));
+        assert_eq!(udp.original, tuple("198.51.100.2:50727", "198.51.100.1:9"));
+        assert_eq!((udp.state, udp.translated_to()), (None, None));
         assert_eq!(v4.translated_to(), Some("127.0.0.1:5400".parse().unwrap()));
     }
 
@@ -301,7 +343,7 @@ mod tests {
 
     #[test]
     fn a_delete_names_the_tuple_and_the_identity() {
-        let v4 = entries().remove(1);
+        let v4 = entries().remove(2);
         let expected = concat!(
             "5000000002010500090000000000000002000000",         // headers
             "340001801400018008000100c6336402080002000a010203", // original tuple

@@ -1,0 +1,230 @@
+//! iptables, where nft cannot be used: chains of our own in the tables `nat` and `filter` of both families, which any
+//! other program may flush, so that they are looked after ([`Backend::mend`]), and which outlive us, so that a record in
+//! `/run` says whose they are ([`leftovers`]).
+//!
+//! `iptables-restore` carries a table out in one step. The texts are in [`text`].
+
+mod leftovers;
+mod text;
+
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use super::conntrack::Tuple;
+use super::linux::{self, Backend};
+use super::program::{self, IP6TABLES_RESTORE, IP6TABLES_SAVE, IPTABLES_RESTORE, IPTABLES_SAVE, Program};
+use crate::error_chain;
+use crate::plan::Plan;
+
+use leftovers::Record;
+pub(super) use leftovers::sweep;
+
+/// How often the rules are looked after: a flush by somebody else opens the way to the local network for so long.
+/// A look costs two short processes.
+const MEND_EVERY: Duration = Duration::from_secs(2);
+
+/// Most connections that stand and are left alone: each is a rule that every new connection passes.
+const MOST_STANDING: usize = 512;
+
+/// Arguments of `iptables-restore`: other people's rules stay, and a lock that somebody else holds is waited for, 5 s.
+const RESTORE: [&str; 2] = ["--noflush", "--wait=5"];
+
+/// Why iptables does not redirect.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// One of its programs.
+    #[error("starting iptables failed")]
+    Start(#[source] program::Error),
+    /// The rules; nothing of this table was carried out.
+    #[error("putting the rules in failed")]
+    Rules(#[source] program::Error),
+    /// The read-back failed.
+    #[error("reading the rules back failed")]
+    ReadBack(#[source] program::Error),
+    /// The read-back shows something else.
+    #[error("the rules read back lack {0}")]
+    Lacking(String),
+    /// The record of what is left when we are killed.
+    #[error("writing down what we change failed")]
+    Record(#[source] std::io::Error),
+    /// There are rules with our name already.
+    #[error("a session of this name redirects already")]
+    Exists,
+    /// More than [`MOST_STANDING`].
+    #[error(
+        "more than {MOST_STANDING} connections with included addresses are open: exclude some of these addresses"
+    )]
+    TooManyStanding,
+}
+
+impl Error {
+    /// The name in [`crate::protocol::Reply::Failed`].
+    pub(super) fn step(&self) -> &'static str {
+        match self {
+            Self::Start(_) => "iptables",
+            Self::Record(_) => "leftovers",
+            Self::Rules(_) | Self::Exists | Self::TooManyStanding => "rules",
+            Self::ReadBack(_) | Self::Lacking(_) => "verify",
+        }
+    }
+}
+
+/// A family's programs.
+#[derive(Debug, Clone, Copy)]
+struct Family {
+    v6: bool,
+    save: Program,
+    restore: Program,
+}
+
+/// IPv4 and IPv6.
+const FAMILIES: [Family; 2] = [
+    Family { v6: false, save: IPTABLES_SAVE, restore: IPTABLES_RESTORE },
+    Family { v6: true, save: IP6TABLES_SAVE, restore: IP6TABLES_RESTORE },
+];
+
+impl Family {
+    fn saved(self) -> Result<String, program::Error> {
+        self.save.run(&["-c"], "")
+    }
+
+    fn restore(self, text: &str) -> Result<(), Error> {
+        self.restore.run(&RESTORE, text).map(drop).map_err(Error::Rules)
+    }
+
+    /// Takes out everything of this name, whatever there is of it.
+    fn take_out(self, name: &str) -> Result<(), Error> {
+        let saved = self.saved().map_err(Error::ReadBack)?;
+        let removal = text::removal(&saved, name);
+        if removal.is_empty() { Ok(()) } else { self.restore(&removal) }
+    }
+}
+
+/// Chains of ours.
+#[derive(Debug)]
+pub(super) struct Iptables {
+    /// Those that can redirect here.
+    families: Vec<Family>,
+    record: Record,
+    /// Connections that are left alone; their rules come back when ours are mended.
+    standing: Vec<Tuple>,
+}
+
+impl Iptables {
+    /// Looks whether it is there; makes nothing yet but the record.
+    pub(super) fn start(plan: &Plan) -> Result<Self, Error> {
+        for family in FAMILIES.iter().filter(|family| !family.v6) {
+            let saved = family.saved().map_err(Error::Start)?;
+            if text::names(&saved).iter().any(|name| name == plan.table()) {
+                return Err(Error::Exists);
+            }
+        }
+        let record = Record::write(plan.table()).map_err(Error::Record)?;
+        Ok(Self { families: FAMILIES.to_vec(), record, standing: Vec::new() })
+    }
+
+    /// The whole of one family, in place of what there is of it.
+    fn replace(&self, family: Family, plan: &Plan) -> Result<(), Error> {
+        let saved = family.saved().map_err(Error::ReadBack)?;
+        family.restore(&text::apply(plan, family.v6, &self.standing, &saved))
+    }
+}
+
+impl Backend for Iptables {
+    fn method(&self) -> &'static str {
+        "iptables"
+    }
+
+    fn put_in(&mut self, plan: &Plan, standing: &[Tuple]) -> Result<Vec<String>, linux::Error> {
+        let mut notes = Vec::new();
+        if standing.len() > MOST_STANDING {
+            return Err(Error::TooManyStanding.into());
+        }
+        self.standing = standing.to_vec();
+        let mut families = Vec::new();
+        for family in std::mem::take(&mut self.families) {
+            match self.replace(family, plan) {
+                Ok(()) => families.push(family),
+                Err(error) if family.v6 => {
+                    let _ = family.take_out(plan.table()); // one of the two tables may have been made
+                    if plan.listeners(true).connections.is_some() {
+                        notes.push(format!("IPv6 is not redirected: {}", error_chain(&error)));
+                    }
+                }
+                Err(error) => {
+                    let _ = family.take_out(plan.table()); // the error before is the one to tell
+                    return Err(error.into());
+                }
+            }
+        }
+        self.families = families;
+        if plan.listeners(false).datagrams.is_some() {
+            notes.push("conntrack's timeouts for UDP are the system's: iptables cannot set them".into());
+        }
+        Ok(notes)
+    }
+
+    fn verify(&mut self, plan: &Plan) -> Result<(), linux::Error> {
+        for family in &self.families {
+            let saved = family.saved().map_err(Error::ReadBack)?;
+            if let Some(lacking) = text::lacking(plan, family.v6, &self.standing, &saved) {
+                return Err(Error::Lacking(lacking).into());
+            }
+        }
+        Ok(())
+    }
+
+    fn update(&mut self, plan: &Plan, standing: &[Tuple]) -> Result<(), linux::Error> {
+        if self.standing.len() + standing.len() > MOST_STANDING {
+            return Err(Error::TooManyStanding.into());
+        }
+        self.standing.extend_from_slice(standing);
+        for family in &self.families {
+            self.replace(*family, plan)?;
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, plan: &Plan) -> Result<(), linux::Error> {
+        let released = self.families.iter().map(|family| family.restore(&text::release(plan)));
+        Ok(released.collect::<Result<(), _>>()?)
+    }
+
+    fn dropped(&mut self, plan: &Plan) -> Result<u64, linux::Error> {
+        let mut dropped = 0;
+        for family in &self.families {
+            dropped += text::dropped(plan.table(), &family.saved().map_err(Error::ReadBack)?);
+        }
+        Ok(dropped)
+    }
+
+    fn take_out(&mut self, plan: &Plan) -> Result<(), linux::Error> {
+        let taken: Vec<_> = self.families.iter().map(|family| family.take_out(plan.table())).collect();
+        taken.into_iter().collect::<Result<(), _>>()?;
+        Ok(self.record.remove().map_err(Error::Record)?)
+    }
+
+    fn end(self: Box<Self>) -> Result<(), linux::Error> {
+        Ok(self.record.remove().map_err(Error::Record)?)
+    }
+
+    fn lost(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn mend_every(&self) -> Option<Duration> {
+        Some(MEND_EVERY)
+    }
+
+    fn mend(&mut self, plan: &Plan) -> Result<Option<String>, linux::Error> {
+        let mut missing = Vec::new();
+        for family in &self.families {
+            let saved = family.saved().map_err(Error::ReadBack)?;
+            if let Some(lacking) = text::lacking(plan, family.v6, &self.standing, &saved) {
+                self.replace(*family, plan)?;
+                missing.push(lacking);
+            }
+        }
+        Ok((!missing.is_empty()).then(|| missing.join(", ")))
+    }
+}

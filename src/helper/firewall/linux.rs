@@ -1,0 +1,403 @@
+//! Linux: rules of nft or iptables, conntrack entries, and the order in which both come and go.
+//!
+//! Apply: what dead helpers left is taken out → the backend gets ready → the watchdog → list the connections that stand →
+//! the rules in one transaction, which leave those alone → read them back → delete conntrack entries that were there
+//! before (a re-used source port would follow the old entry, past the rules), except those of standing connections.
+//!
+//! Update: the same from the listing on, with what is new.
+//!
+//! Undo, after the user side has reset the redirected connections: nothing new is redirected → wait until the resets are
+//! through → delete our entries → the rules → the backend's own. Why in this order: see [`nft::text`](super::nft). Every
+//! step is run, whatever became of the ones before.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::BorrowedFd;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::ifaddrs::getifaddrs;
+use nix::unistd::geteuid;
+
+use super::conntrack::{self, Conntrack, Entry, Tuple};
+use super::iptables::{self, Iptables};
+use super::nft::{self, Nft};
+use super::standing;
+use super::watchdog::Watchdog;
+use crate::error_chain;
+use crate::plan::Plan;
+use crate::protocol::{Method, StepFailure, UndoReport};
+
+/// How long the undo waits for redirected connections to end. A reset over loopback takes microseconds; an application
+/// that was sent the end of a stream instead may never answer.
+const QUIET_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long between two looks at them.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// `CAP_NET_ADMIN` in the kernel's `uapi/linux/capability.h`.
+const CAP_NET_ADMIN: u32 = 12;
+
+/// Why nothing is redirected.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// We may not.
+    #[error("changing the firewall needs root with CAP_NET_ADMIN; start kshuttle-helper by sudo")]
+    Privilege,
+    /// nft does not do it.
+    #[error(transparent)]
+    Nft(#[from] nft::Error),
+    /// iptables does not do it.
+    #[error(transparent)]
+    Iptables(#[from] iptables::Error),
+    /// Neither does.
+    #[error("neither nft nor iptables can redirect here: {nft}; {iptables}")]
+    Neither {
+        /// Why nft does not.
+        nft: String,
+        /// Why iptables does not.
+        iptables: String,
+    },
+    /// The watchdog.
+    #[error("starting the watchdog failed")]
+    Watchdog(#[source] io::Error),
+    /// The connections that stand.
+    #[error("listing the connections that are open failed")]
+    Standing(#[source] standing::Error),
+    /// Connection tracking.
+    #[error("clearing the way for new connections failed")]
+    Conntrack(#[source] conntrack::Error),
+    /// The addresses of this machine.
+    #[error("listing this machine's addresses failed")]
+    Addresses(#[source] io::Error),
+}
+
+impl Error {
+    /// The name in [`crate::protocol::Reply::Failed`].
+    pub(crate) fn step(&self) -> &'static str {
+        match self {
+            Self::Privilege => "privilege",
+            Self::Nft(error) => error.step(),
+            Self::Iptables(error) => error.step(),
+            Self::Neither { .. } => "rules",
+            Self::Watchdog(_) => "watchdog",
+            Self::Standing(_) | Self::Addresses(_) => "standing",
+            Self::Conntrack(_) => "conntrack",
+        }
+    }
+}
+
+/// What puts rules into the kernel, and takes them out.
+pub(super) trait Backend: std::fmt::Debug {
+    /// For [`crate::protocol::Reply::Ready`].
+    fn method(&self) -> &'static str;
+    /// Everything, or nothing of it; what could not be had is said in a sentence each. These connections are left alone.
+    fn put_in(&mut self, plan: &Plan, standing: &[Tuple]) -> Result<Vec<String>, Error>;
+    /// Proof that the kernel has it.
+    fn verify(&mut self, plan: &Plan) -> Result<(), Error>;
+    /// Other ranges, in one step; these connections are left alone, too.
+    fn update(&mut self, plan: &Plan, standing: &[Tuple]) -> Result<(), Error>;
+    /// Nothing new is redirected any more; what is open stays translated.
+    fn release(&mut self, plan: &Plan) -> Result<(), Error>;
+    /// Packets that were not let past.
+    fn dropped(&mut self, plan: &Plan) -> Result<u64, Error>;
+    /// The end of the rules.
+    fn take_out(&mut self, plan: &Plan) -> Result<(), Error>;
+    /// What the backend itself holds. The watchdog is gone by then.
+    fn end(self: Box<Self>) -> Result<(), Error>;
+    /// Hangs up when the rules are gone without us.
+    fn lost(&self) -> Option<BorrowedFd<'_>>;
+    /// How often to ask [`Backend::mend`]; none where nobody else can touch the rules.
+    fn mend_every(&self) -> Option<Duration>;
+    /// Puts back what somebody else took out, and says what it was.
+    fn mend(&mut self, plan: &Plan) -> Result<Option<String>, Error>;
+}
+
+/// Rules that stand.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    plan: Plan,
+    backend: Box<dyn Backend>,
+    watchdog: Watchdog,
+    notes: Vec<String>,
+    conntrack: Conntrack,
+}
+
+/// What this machine had when the rules came.
+pub(super) struct Before {
+    /// Its own addresses.
+    local: HashSet<IpAddr>,
+    /// Its connections with what is included.
+    standing: HashSet<Tuple>,
+}
+
+/// May this process change the firewall?
+pub(super) fn permitted() -> Result<(), Error> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    if geteuid().is_root() && has_net_admin(&status) { Ok(()) } else { Err(Error::Privilege) }
+}
+
+/// Puts the rules in; all or nothing.
+pub(super) fn apply(plan: Plan) -> Result<Rules, Error> {
+    let swept = iptables::sweep();
+    let (by_nft, by_iptables) = match plan.method() {
+        Method::Nft => return apply_by(plan, |plan| Nft::start(plan).map(boxed), swept),
+        Method::Iptables => return apply_by(plan, |plan| Iptables::start(plan).map(boxed), swept),
+        Method::Auto => match apply_by(plan.clone(), |plan| Nft::start(plan).map(boxed), swept.clone()) {
+            Err(Error::Nft(error)) if error.is_lack() => {
+                (error, apply_by(plan, |plan| Iptables::start(plan).map(boxed), swept))
+            }
+            done => return done,
+        },
+    };
+    match by_iptables {
+        Ok(mut rules) => {
+            rules.notes.push(format!("nft cannot be used: {}", error_chain(&by_nft)));
+            Ok(rules)
+        }
+        Err(error) => Err(Error::Neither { nft: error_chain(&by_nft), iptables: error_chain(&error) }),
+    }
+}
+
+fn boxed(backend: impl Backend + 'static) -> Box<dyn Backend> {
+    Box::new(backend)
+}
+
+fn apply_by<E: Into<Error>>(
+    plan: Plan,
+    start: impl FnOnce(&Plan) -> Result<Box<dyn Backend>, E>,
+    notes: Vec<String>,
+) -> Result<Rules, Error> {
+    let conntrack = Conntrack::open().map_err(Error::Conntrack)?;
+    let mut backend = start(&plan).map_err(Into::into)?;
+    let watchdog = match Watchdog::start(|| undo_as_watchdog(&mut *backend, &plan)) {
+        Ok(watchdog) => watchdog,
+        Err(error) => {
+            let _ = backend.end(); // it made nothing yet
+            return Err(Error::Watchdog(error));
+        }
+    };
+    let mut rules = Rules { plan, backend, watchdog, notes, conntrack };
+    let before = match rules.put_in() {
+        Ok(before) => before,
+        Err(error) => {
+            // All or none, and it was none; if the backend only was silent, its end clears up.
+            let _ = rules.leave();
+            return Err(error);
+        }
+    };
+    match rules.settle(&before) {
+        Ok(()) => Ok(rules),
+        Err(error) => {
+            let _ = rules.undo(); // the first failure is the one to report
+            Err(error)
+        }
+    }
+}
+
+impl Rules {
+    /// Who redirects.
+    pub(super) fn method(&self) -> &'static str {
+        self.backend.method()
+    }
+
+    pub(super) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    pub(super) fn table(&self) -> &str {
+        self.plan.table()
+    }
+
+    /// What could not be had, a sentence each.
+    pub(super) fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Hangs up when the rules are gone without us.
+    pub(super) fn lost(&self) -> Option<BorrowedFd<'_>> {
+        self.backend.lost()
+    }
+
+    pub(super) fn mend_every(&self) -> Option<Duration> {
+        self.backend.mend_every()
+    }
+
+    pub(super) fn mend(&mut self) -> Result<Option<String>, Error> {
+        let mended = self.backend.mend(&self.plan)?;
+        if mended.is_some() {
+            // What was made meanwhile went past the rules, and would go on to.
+            let local = local_addresses().map_err(Error::Addresses)?;
+            self.settle(&Before { local, standing: HashSet::new() })?;
+        }
+        Ok(mended)
+    }
+
+    /// The first step to other ranges: what this machine has that only they cover.
+    pub(super) fn prepare(&self, plan: &Plan) -> Result<Before, Error> {
+        look(plan, |to| !self.plan.covers(to))
+    }
+
+    /// The second: the transaction. On an error the old ranges stand.
+    pub(super) fn exchange(&mut self, plan: Plan, before: &Before) -> Result<(), Error> {
+        let standing: Vec<Tuple> = before.standing.iter().copied().collect();
+        self.backend.update(&plan, &standing)?;
+        self.plan = plan;
+        Ok(())
+    }
+
+    /// The last: proof that the rules stand, then nothing from before may bypass them.
+    pub(super) fn settle(&mut self, before: &Before) -> Result<(), Error> {
+        self.backend.verify(&self.plan)?;
+        let plan = &self.plan;
+        let stale =
+            self.conntrack.entries(|entry| is_stale(entry, plan, before)).map_err(Error::Conntrack)?;
+        for entry in &stale {
+            self.conntrack.delete(entry).map_err(Error::Conntrack)?;
+        }
+        Ok(())
+    }
+
+    /// Where datagrams wanted to go that came from there to this listener of ours.
+    pub(super) fn origin(&mut self, from: SocketAddr, at: SocketAddr) -> Result<Option<SocketAddr>, Error> {
+        let original = self.conntrack.original_of(from, at).map_err(Error::Conntrack)?;
+        Ok(original.filter(|to| *to != at))
+    }
+
+    pub(super) fn undo(mut self) -> UndoReport {
+        let mut report = undo(&mut *self.backend, &self.plan);
+        report.failures.extend(self.leave());
+        report
+    }
+
+    /// The transaction. What was there before is listed as late as possible: a connection made in between is unknown.
+    fn put_in(&mut self) -> Result<Before, Error> {
+        let before = look(&self.plan, |_| true)?;
+        let standing: Vec<Tuple> = before.standing.iter().copied().collect();
+        self.notes.extend(self.backend.put_in(&self.plan, &standing)?);
+        Ok(before)
+    }
+
+    /// The two children: first the watchdog, which shares what the rules live by.
+    fn leave(self) -> Vec<StepFailure> {
+        let mut failures = Vec::new();
+        let method = self.backend.method();
+        note(&mut failures, "watchdog", self.watchdog.dismiss());
+        note(&mut failures, method, self.backend.end());
+        failures
+    }
+}
+
+/// What this machine has now that the plan covers and that is `wanted`.
+fn look(plan: &Plan, wanted: impl Fn(SocketAddr) -> bool) -> Result<Before, Error> {
+    let local = local_addresses().map_err(Error::Addresses)?;
+    let standing = standing::connections(|to| wanted(to) && is_covered(to, plan, &local));
+    Ok(Before { standing: standing.map_err(Error::Standing)?.into_iter().collect(), local })
+}
+
+/// The helper was killed. Its connection to the user side is closed, so the resets are on their way.
+fn undo_as_watchdog(backend: &mut dyn Backend, plan: &Plan) -> bool {
+    // What the rules live by ends with this process, which holds the last end of it.
+    undo(backend, plan).failures.is_empty()
+}
+
+fn undo(backend: &mut dyn Backend, plan: &Plan) -> UndoReport {
+    let mut report = UndoReport::default();
+    let mut failures = Vec::new();
+    note(&mut failures, "flush", backend.release(plan));
+    match Conntrack::open() {
+        Ok(mut conntrack) => {
+            let started = Instant::now();
+            report.still_open =
+                note(&mut failures, "wait", wait_until_quiet(&mut conntrack, plan)).unwrap_or(0);
+            report.waited_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            report.entries_deleted =
+                note(&mut failures, "entries", delete_ours(&mut conntrack, plan)).unwrap_or(0);
+        }
+        Err(error) => note(&mut failures, "wait", Err::<(), _>(error)).unwrap_or(()),
+    }
+    report.guard_dropped = note(&mut failures, "counter", backend.dropped(plan)).unwrap_or(0);
+    note(&mut failures, "table", backend.take_out(plan));
+    report.failures = failures;
+    report
+}
+
+/// How many connections are still open when patience is over.
+fn wait_until_quiet(conntrack: &mut Conntrack, plan: &Plan) -> Result<u64, conntrack::Error> {
+    let deadline = Instant::now() + QUIET_PATIENCE;
+    loop {
+        let open = conntrack.entries(|entry| is_ours(entry, plan) && entry.is_live())?.len();
+        if open == 0 || Instant::now() >= deadline {
+            return Ok(open as u64);
+        }
+        thread::sleep(LOOK_AGAIN);
+    }
+}
+
+fn delete_ours(conntrack: &mut Conntrack, plan: &Plan) -> Result<u64, conntrack::Error> {
+    let mut deleted = 0;
+    for entry in conntrack.entries(|entry| is_ours(entry, plan))? {
+        deleted += u64::from(conntrack.delete(&entry)?);
+    }
+    Ok(deleted)
+}
+
+/// Redirected to one of our listeners; a connection made to it directly is not.
+fn is_ours(entry: &Entry, plan: &Plan) -> bool {
+    entry.translated_to().is_some_and(|to| plan.is_listener(to))
+}
+
+/// Made on this machine, or behind a bridge of ours, towards what is ours now, and neither by our rules nor still in use.
+/// Other connections that pass through this machine, and those that came in from outside, are not touched.
+fn is_stale(entry: &Entry, plan: &Plan, before: &Before) -> bool {
+    let from = entry.source().ip();
+    let bridged = plan.bridges().iter().any(|bridge| bridge.subnet.contains(&from));
+    (bridged || before.local.contains(&from))
+        && is_covered(entry.destination(), plan, &before.local)
+        && !is_ours(entry, plan)
+        && !(entry.is_standing() && (bridged || before.standing.contains(&entry.original())))
+}
+
+/// Would the rules redirect a new connection to this address?
+fn is_covered(to: SocketAddr, plan: &Plan, local: &HashSet<IpAddr>) -> bool {
+    plan.covers(to) && !to.ip().is_loopback() && !to.ip().is_multicast() && !local.contains(&to.ip())
+}
+
+fn local_addresses() -> io::Result<HashSet<IpAddr>> {
+    let address = |interface: nix::ifaddrs::InterfaceAddress| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+    };
+    Ok(getifaddrs()?.filter_map(address).collect())
+}
+
+fn has_net_admin(status: &str) -> bool {
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .is_some_and(|bits| bits >> CAP_NET_ADMIN & 1 == 1)
+}
+
+fn note<T, E: std::error::Error + 'static>(
+    failures: &mut Vec<StepFailure>,
+    step: &str,
+    result: Result<T, E>,
+) -> Option<T> {
+    result
+        .map_err(|error| failures.push(StepFailure { step: step.into(), message: error_chain(&error) }))
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_capability_is_one_bit() {
+        assert!(has_net_admin("Name:\tx\nCapEff:\t0000000000001000\n"));
+        assert!(!has_net_admin("CapEff:\t000001ffffffefff\n"));
+        assert!(!has_net_admin(""));
+    }
+}

@@ -1,0 +1,390 @@
+//! The rules as text: a pure function of the plan and of the connections that stand. `fixtures/firewall/*.nft` shows whole examples.
+//!
+//! One command per line; [`Nft::run`](super::child::Nft::run) puts them on one line, which nft carries out as one
+//! transaction. Three chains (two more, and one for datagrams, where the plan asks for them):
+//!
+//! * `capture` (nat, priority -110: before the -100 of Docker, kube-proxy and firewalld, the first chain that
+//!   translates a connection wins) sends new connections to the listener. A nat chain sees only the first packet of
+//!   a connection; conntrack translates the rest.
+//! * `keep` (nat) translates nothing. Its one rule holds conntrack, and being a nat chain it holds the kernel's
+//!   translation hooks: with them, connections go on being translated after `capture` was flushed. Without them, the
+//!   resets of the last connections would arrive from 127.0.0.1 and the applications would hang.
+//! * `guard` (filter, priority 0: after the translation) drops what is still addressed to the cluster although it left
+//!   the nat chains. That is: packets that conntrack calls invalid, since they are never translated; packets of an entry
+//!   made before the rules stood; new connections between the flush of `capture` and the end of the table. Such a
+//!   packet would go to whoever has that address in the local network.
+//!
+//! * `pin` (filter) sets conntrack's timeouts of redirected datagrams, so that the user side knows how long an entry lives
+//!   whatever the system's own timeouts are ([`UNREPLIED`], [`REPLIED`]).
+//! * `bridged` (nat) and `bridge_guard` (filter) do for what comes in through bridges what `capture` and `guard` do for what
+//!   this machine sends. Established connections pass the latter: they are from before, conntrack knew them.
+//!
+//! The order inside `capture`: addresses of this machine are left alone, then the excludes, then the connections that
+//! stood before (the sets `standing4` and `standing6`), then includes are redirected.
+//! `guard` asks the same and lets two more pass: answers of connections that came in from an included
+//! address (`ct direction reply`), and what somebody else translated (`ct status dnat`: a published container port).
+//!
+//! Where conntrack was not at work before, it takes the next packet of a standing connection for a new one: only the sets
+//! tell. A SYN takes its connection out of them, since this machine sends none while that stands. So whoever uses the
+//! source port again is redirected, and not one of its packets passes for the old connection's.
+
+use std::fmt::Display;
+
+use super::super::conntrack::Tuple;
+use super::super::standing;
+use crate::plan::Plan;
+use crate::protocol::{Bridge, Who};
+
+/// The chain that is flushed first at the stop.
+const CAPTURE: &str = "capture";
+/// The chain that holds conntrack and the translation.
+const KEEP: &str = "keep";
+/// The chain that drops what was not translated.
+const GUARD: &str = "guard";
+/// The chain that sets timeouts.
+const PIN: &str = "pin";
+/// [`CAPTURE`] for bridges.
+const BRIDGED: &str = "bridged";
+/// [`GUARD`] for bridges.
+const BRIDGE_GUARD: &str = "bridge_guard";
+/// The counter of packets that the guards dropped.
+pub(super) const DROPPED: &str = "untranslated";
+
+/// Seconds that conntrack keeps datagrams without an answer; the user side forgets them after 60.
+pub(in crate::firewall) const UNREPLIED: u32 = 61;
+/// Seconds that conntrack keeps datagrams with an answer; the user side forgets them after 180.
+pub(in crate::firewall) const REPLIED: u32 = 185;
+
+/// Where a chain hangs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Chain {
+    pub(super) name: &'static str,
+    pub(super) kind: &'static str,
+    pub(super) hook: &'static str,
+    pub(super) priority: i32,
+}
+
+/// Everything, in one transaction. `create`: a table of that name that is there already is an error, not ours. Without
+/// `pinned`, conntrack's timeouts stay the system's.
+pub(super) fn apply(plan: &Plan, standing: &[Tuple], pinned: bool) -> Vec<String> {
+    let table = plan.table();
+    let mut commands = vec![
+        format!("create table inet {table} {{ flags owner; }}"),
+        format!("add counter inet {table} {DROPPED}"),
+        set(table, "include4", "ipv4_addr", &plan.include().v4),
+        set(table, "include6", "ipv6_addr", &plan.include().v6),
+        set(table, "exclude4", "ipv4_addr", &plan.exclude().v4),
+        set(table, "exclude6", "ipv6_addr", &plan.exclude().v6),
+        standing_set(table, 4, standing),
+        standing_set(table, 6, standing),
+    ];
+    if pinned && redirects_datagrams(plan) {
+        commands.extend([("udp4", "ip"), ("udp6", "ip6")].map(|(name, family)| {
+            format!(
+                "add ct timeout inet {table} {name} {{ protocol udp; l3proto {family}; \
+                 policy = {{ unreplied : {UNREPLIED}, replied : {REPLIED} }}; }}"
+            )
+        }));
+        commands.push(format!(
+            "add chain inet {table} {PIN} {{ type filter hook output priority -150; policy accept; }}"
+        ));
+        commands.extend([("ip", 4), ("ip6", 6)].map(|(ip, family)| {
+            format!("add rule inet {table} {PIN} {ip} daddr @include{family} meta l4proto udp ct timeout set \"udp{family}\"")
+        }));
+    }
+    for Chain { name, kind, hook, priority } in chains(plan) {
+        commands.push(format!(
+            "add chain inet {table} {name} {{ type {kind} hook {hook} priority {priority}; policy accept; }}"
+        ));
+        commands
+            .extend(rules(plan, name).into_iter().map(|rule| format!("add rule inet {table} {name} {rule}")));
+    }
+    commands
+}
+
+/// The plan's ranges in place of those that stand; these connections, too, are left alone.
+pub(super) fn update(plan: &Plan, standing: &[Tuple]) -> Vec<String> {
+    let table = plan.table();
+    let mut commands = Vec::new();
+    let mut replace = |name: &str, elements: String| {
+        commands.push(format!("flush set inet {table} {name}"));
+        if !elements.is_empty() {
+            commands.push(format!("add element inet {table} {name} {{ {elements} }}"));
+        }
+    };
+    replace("include4", listed(&plan.include().v4));
+    replace("include6", listed(&plan.include().v6));
+    replace("exclude4", listed(&plan.exclude().v4));
+    replace("exclude6", listed(&plan.exclude().v6));
+    for family in [4, 6] {
+        let elements = tuples(family, standing);
+        if !elements.is_empty() {
+            commands.push(format!("add element inet {table} standing{family} {{ {elements} }}"));
+        }
+    }
+    commands
+}
+
+/// New connections are not redirected any more; those that are stay translated.
+pub(super) fn flush(plan: &Plan) -> Vec<String> {
+    let chains = chains(plan).into_iter().filter(|chain| [CAPTURE, BRIDGED].contains(&chain.name));
+    chains.map(|chain| format!("flush chain inet {} {}", plan.table(), chain.name)).collect()
+}
+
+/// The end of the table.
+pub(super) fn delete(table: &str) -> String {
+    format!("delete table inet {table}")
+}
+
+/// The chains of this plan, without [`PIN`].
+pub(super) fn chains(plan: &Plan) -> Vec<Chain> {
+    let mut chains = vec![
+        Chain { name: CAPTURE, kind: "nat", hook: "output", priority: -110 },
+        Chain { name: KEEP, kind: "nat", hook: "output", priority: -99 },
+        Chain { name: GUARD, kind: "filter", hook: "output", priority: 0 },
+    ];
+    if !plan.bridges().is_empty() {
+        chains.push(Chain { name: BRIDGED, kind: "nat", hook: "prerouting", priority: -110 });
+        chains.push(Chain { name: BRIDGE_GUARD, kind: "filter", hook: "forward", priority: 0 });
+    }
+    chains
+}
+
+/// The rules of one chain, in order.
+pub(super) fn rules(plan: &Plan, chain: &str) -> Vec<String> {
+    let mut rules: Vec<String> = match chain {
+        KEEP => return vec!["ct state established counter".into()],
+        GUARD => vec!["ct direction reply return".into(), "ct status dnat return".into()],
+        BRIDGE_GUARD => vec![
+            "ct direction reply return".into(),
+            "ct status dnat return".into(),
+            "ct state established return".into(),
+        ],
+        _ => vec![],
+    };
+    rules.extend(left_alone(plan));
+    match chain {
+        CAPTURE | GUARD => {
+            rules.extend(standing_rules());
+            rules.extend(own(plan, chain == CAPTURE));
+        }
+        _ => rules.extend(plan.bridges().iter().flat_map(|bridge| of_bridge(bridge, chain == BRIDGED))),
+    }
+    rules
+}
+
+fn redirects_datagrams(plan: &Plan) -> bool {
+    [false, true].iter().any(|v6| plan.listeners(*v6).datagrams.is_some())
+}
+
+/// What no plan means, and what this one excludes.
+fn left_alone(plan: &Plan) -> Vec<String> {
+    let mut rules = vec![
+        "fib daddr type { local, broadcast, multicast } return".to_owned(),
+        "ip daddr 169.254.0.0/16 return".to_owned(),
+        "ip6 daddr fe80::/10 return".to_owned(),
+        "ip daddr @exclude4 return".to_owned(),
+        "ip6 daddr @exclude6 return".to_owned(),
+    ];
+    for (ip, v6) in [("ip", false), ("ip6", true)] {
+        let hosts = plan.exclude_ports().iter().filter(|host| host.is_ipv6() == v6);
+        let hosts = hosts.map(|host| format!("{} . {}", host.ip(), host.port())).collect::<Vec<_>>();
+        if !hosts.is_empty() {
+            rules.push(format!(
+                "meta l4proto {{ tcp, udp }} {ip} daddr . th dport {{ {} }} return",
+                hosts.join(", ")
+            ));
+        }
+    }
+    rules
+}
+
+fn standing_rules() -> Vec<String> {
+    let mut rules = Vec::new();
+    for (set, ip) in [("standing4", "ip"), ("standing6", "ip6")] {
+        let tuple = format!("{ip} saddr . tcp sport . {ip} daddr . tcp dport");
+        rules.push(format!("tcp flags & (syn | ack) == syn delete @{set} {{ {tuple} }}"));
+        rules.push(format!("{tuple} @{set} return"));
+    }
+    rules
+}
+
+/// For what this machine sends: to the listeners, or, where that should have happened already, nowhere.
+fn own(plan: &Plan, capture: bool) -> Vec<String> {
+    let mut rules = Vec::new();
+    for who in who(plan) {
+        for (to, v6) in [("ip daddr @include4", false), ("ip6 daddr @include6", true)] {
+            let listeners = plan.listeners(v6);
+            if capture {
+                for (protocol, port) in [("tcp", listeners.connections), ("udp", listeners.datagrams)] {
+                    let rule =
+                        |port| format!("{who}{to} meta l4proto {protocol} counter redirect to :{port}");
+                    rules.extend(port.map(rule));
+                }
+            } else if listeners.connections.is_some() {
+                let protocols = protocols(listeners.datagrams);
+                rules.push(format!("{who}{to} meta l4proto {protocols} counter name {DROPPED} drop"));
+            }
+        }
+    }
+    rules
+}
+
+fn of_bridge(bridge: &Bridge, capture: bool) -> Vec<String> {
+    let Bridge { name, subnet, listener, datagrams, .. } = bridge;
+    let (ip, family) = if subnet.addr().is_ipv4() { ("ip", 4) } else { ("ip6", 6) };
+    let from = format!("iifname \"{name}\" {ip} saddr {subnet} {ip} daddr @include{family}");
+    if !capture {
+        return vec![format!("{from} meta l4proto {} counter name {DROPPED} drop", protocols(*datagrams))];
+    }
+    let mut rules = vec![format!("{from} meta l4proto tcp counter redirect to :{listener}")];
+    rules.extend(datagrams.map(|port| format!("{from} meta l4proto udp counter redirect to :{port}")));
+    rules
+}
+
+fn protocols(datagrams: Option<u16>) -> &'static str {
+    if datagrams.is_some() { "{ tcp, udp }" } else { "tcp" }
+}
+
+/// Whose packets: one condition, or one for each control group; each with a space at the end, or empty. Packets that no
+/// process sent meet none that is not empty.
+fn who(plan: &Plan) -> Vec<String> {
+    let list = |ids: &[u32]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let Who { users, groups, cgroups } = plan.who();
+    let mut ids = String::new();
+    for (field, wanted) in [("skuid", users), ("skgid", groups)] {
+        if !wanted.is_empty() {
+            ids += &format!("meta {field} {{ {} }} ", list(wanted));
+        }
+    }
+    if cgroups.is_empty() {
+        return vec![ids];
+    }
+    let level = |path: &str| path.split('/').count();
+    cgroups.iter().map(|path| format!("{ids}socket cgroupv2 level {} \"{path}\" ", level(path))).collect()
+}
+
+fn set(table: &str, name: &str, kind: &str, subnets: &[impl Display]) -> String {
+    let elements = listed(subnets);
+    let elements = if elements.is_empty() { elements } else { format!(" elements = {{ {elements} }};") };
+    format!("add set inet {table} {name} {{ type {kind}; flags interval; auto-merge;{elements} }}")
+}
+
+/// Both ends of connections, as packets of this machine are addressed. `dynamic`: rules may delete from it.
+fn standing_set(table: &str, family: u8, standing: &[Tuple]) -> String {
+    let elements = tuples(family, standing);
+    let elements = if elements.is_empty() { elements } else { format!(" elements = {{ {elements} }};") };
+    let (kind, size) =
+        (format!("ipv{family}_addr . inet_service . ipv{family}_addr . inet_service"), standing::MOST);
+    format!("add set inet {table} standing{family} {{ type {kind}; flags dynamic; size {size};{elements} }}")
+}
+
+fn tuples(family: u8, standing: &[Tuple]) -> String {
+    let of_family = standing.iter().filter(|tuple| tuple.dst.is_ipv4() == (family == 4));
+    let text =
+        |Tuple { src, dst }: &Tuple| format!("{} . {} . {} . {}", src.ip(), src.port(), dst.ip(), dst.port());
+    of_family.map(text).collect::<Vec<_>>().join(", ")
+}
+
+fn listed(items: &[impl Display]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol;
+
+    fn text(include: &[&str], exclude: &[&str], listeners: [Option<u16>; 2], standing: &[Tuple]) -> String {
+        let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let plan = protocol::Plan {
+            session: "golden".into(),
+            include: nets(include),
+            exclude: nets(exclude),
+            listener_v4: listeners[0],
+            listener_v6: listeners[1],
+            ..protocol::Plan::default()
+        };
+        apply(&Plan::check(plan).unwrap(), standing, true).join("\n") + "\n"
+    }
+
+    #[test]
+    fn both_families() {
+        let tuple = |src: &str, dst: &str| Tuple { src: src.parse().unwrap(), dst: dst.parse().unwrap() };
+        let text = text(
+            &["10.96.0.0/12", "10.244.0.0/16", "fd00:10:96::/112"],
+            &["10.96.0.1/32", "192.0.2.10/32", "fd00:10:96::1/128"],
+            [Some(40001), Some(40002)],
+            &[
+                tuple("198.51.100.2:22", "10.96.5.5:40000"),
+                tuple("198.51.100.2:40001", "10.96.5.6:443"),
+                tuple("[2001:db8:51::2]:22", "[fd00:10:96::5]:40002"),
+            ],
+        );
+        assert_eq!(text, include_str!("../../../../fixtures/firewall/both-families.nft"));
+    }
+
+    #[test]
+    fn only_ipv4() {
+        let text = text(&["10.0.0.0/16"], &[], [Some(40001), None], &[]);
+        assert_eq!(text, include_str!("../../../../fixtures/firewall/only-ipv4.nft"));
+    }
+
+    #[test]
+    fn everything_else() {
+        let bridge = |address: &str, subnet: &str| Bridge {
+            name: "docker0".into(),
+            address: address.parse().unwrap(),
+            subnet: subnet.parse().unwrap(),
+            listener: 40005,
+            datagrams: Some(40006),
+        };
+        let said = protocol::Plan {
+            session: "golden".into(),
+            include: ["10.0.0.0/16", "fd00::/64"].map(|net| net.parse().unwrap()).into(),
+            exclude_ports: ["10.0.0.1:6443", "[fd00::1]:53"].map(|host| host.parse().unwrap()).into(),
+            listener_v4: Some(40001),
+            listener_v6: Some(40002),
+            datagrams_v4: Some(40003),
+            datagrams_v6: Some(40004),
+            who: Who { users: vec![1000, 1001], groups: vec![5], cgroups: vec!["a".into(), "b/c".into()] },
+            bridges: vec![bridge("172.17.0.1", "172.17.0.0/16"), bridge("fd77::1", "fd77::/64")],
+            ..protocol::Plan::default()
+        };
+        let plan = Plan::check(said).unwrap();
+        let text = apply(&plan, &[], true).join("\n") + "\n";
+        assert_eq!(text, include_str!("../../../../fixtures/firewall/everything.nft"));
+        assert_eq!(
+            flush(&plan),
+            ["flush chain inet kshuttle_golden capture", "flush chain inet kshuttle_golden bridged"]
+        );
+    }
+
+    #[test]
+    fn other_ranges() {
+        let plan = protocol::Plan {
+            session: "golden".into(),
+            include: ["10.0.0.0/16", "10.5.0.0/16"].map(|net| net.parse().unwrap()).into(),
+            listener_v4: Some(40001),
+            ..protocol::Plan::default()
+        };
+        let standing =
+            Tuple { src: "198.51.100.2:22".parse().unwrap(), dst: "10.5.0.1:40000".parse().unwrap() };
+        assert_eq!(
+            update(&Plan::check(plan).unwrap(), &[standing]),
+            [
+                "flush set inet kshuttle_golden include4",
+                "add element inet kshuttle_golden include4 { 10.0.0.0/16, 10.5.0.0/16 }",
+                "flush set inet kshuttle_golden include6",
+                "flush set inet kshuttle_golden exclude4",
+                "flush set inet kshuttle_golden exclude6",
+                "add element inet kshuttle_golden standing4 { 198.51.100.2 . 22 . 10.5.0.1 . 40000 }",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_end() {
+        assert_eq!(delete("kshuttle_golden"), "delete table inet kshuttle_golden");
+    }
+}
