@@ -187,6 +187,8 @@ pub struct Redirected {
     pub table: String,
     /// What could not be had on this machine, a sentence each.
     pub notes: Vec<String>,
+    /// How long the system remembers an exchange of datagrams without an answer, and one with answers.
+    pub datagrams: [Duration; 2],
 }
 
 impl Helper {
@@ -197,7 +199,10 @@ impl Helper {
     pub async fn apply(&mut self, plan: Plan) -> Result<Redirected, PrivilegedError> {
         self.questions.say(&Request::Plan(plan)).await?;
         match self.reply(APPLY_TIMEOUT).await? {
-            Reply::Ready { method, table, notes } => Ok(Redirected { method, table, notes }),
+            Reply::Ready { method, table, notes, datagram_seconds } => {
+                let datagrams = datagram_seconds.map(|seconds| Duration::from_secs(seconds.into()));
+                Ok(Redirected { method, table, notes, datagrams })
+            }
             Reply::Failed { step, message } => Err(PrivilegedError::Failed { step, message }),
             _ => Err(PrivilegedError::Ended),
         }

@@ -132,6 +132,7 @@ impl Conversation {
                         method: standing.method().into(),
                         table: standing.table().into(),
                         notes: standing.notes().to_vec(),
+                        datagram_seconds: standing.datagram_seconds(),
                     };
                     *firewall = Some(standing);
                     say(&ready)?;

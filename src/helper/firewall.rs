@@ -73,6 +73,11 @@ impl Firewall {
         self.0.notes()
     }
 
+    /// Seconds that the system remembers an exchange of datagrams without an answer, and one with answers.
+    pub(crate) fn datagram_seconds(&self) -> [u32; 2] {
+        self.0.datagram_seconds()
+    }
+
     /// The plan with other ranges, in force; on an error the old ones are.
     pub(crate) fn update(&mut self, include: &[IpNet], exclude: &[IpNet]) -> Result<(), UpdateError> {
         let plan = self.0.plan().with_ranges(include, exclude)?;

@@ -65,6 +65,8 @@ pub enum Reply {
         table: String,
         /// What could not be had on this machine, a sentence each; empty almost everywhere.
         notes: Vec<String>,
+        /// Seconds that the system remembers an exchange of datagrams without an answer, and one with answers.
+        datagram_seconds: [u32; 2],
     },
     /// The new ranges stand.
     Updated {},
@@ -288,8 +290,13 @@ mod tests {
             r#"{"type":"hello","protocol":2,"version":"0.1.0"}"#
         );
         assert_eq!(
-            text(&Reply::Ready { method: "nft".into(), table: "kshuttle_a-1".into(), notes: vec![] }),
-            r#"{"type":"ready","method":"nft","table":"kshuttle_a-1","notes":[]}"#
+            text(&Reply::Ready {
+                method: "nft".into(),
+                table: "kshuttle_a-1".into(),
+                notes: vec![],
+                datagram_seconds: [61, 185]
+            }),
+            r#"{"type":"ready","method":"nft","table":"kshuttle_a-1","notes":[],"datagram_seconds":[61,185]}"#
         );
         assert_eq!(
             text(&Reply::Failed { step: "plan".into(), message: "session: …".into() }),

@@ -91,7 +91,7 @@ impl Helper {
     pub(crate) fn make_ready(&mut self, plan: &Plan) -> Vec<String> {
         self.say(&Request::Plan(plan.clone()));
         match self.hear() {
-            Some(Reply::Ready { method, table, notes }) => {
+            Some(Reply::Ready { method, table, notes, .. }) => {
                 let method_wanted = if plan.method == Method::Iptables { "iptables" } else { "nft" };
                 assert_eq!((&*method, table), (method_wanted, format!("kshuttle_{}", plan.session)));
                 notes

@@ -158,9 +158,6 @@ impl Backend for Iptables {
             }
         }
         self.families = families;
-        if plan.listeners(false).datagrams.is_some() {
-            notes.push("conntrack's timeouts for UDP are the system's: iptables cannot set them".into());
-        }
         Ok(notes)
     }
 
@@ -206,6 +203,10 @@ impl Backend for Iptables {
 
     fn end(self: Box<Self>) -> Result<(), linux::Error> {
         Ok(self.record.remove().map_err(Error::Record)?)
+    }
+
+    fn datagram_seconds(&self) -> Option<[u32; 2]> {
+        None // iptables cannot set them
     }
 
     fn lost(&self) -> Option<BorrowedFd<'_>> {

@@ -107,6 +107,8 @@ pub(super) trait Backend: std::fmt::Debug {
     fn take_out(&mut self, plan: &Plan) -> Result<(), Error>;
     /// What the backend itself holds. The watchdog is gone by then.
     fn end(self: Box<Self>) -> Result<(), Error>;
+    /// Conntrack's timeouts of redirected datagrams, if they are not the system's.
+    fn datagram_seconds(&self) -> Option<[u32; 2]>;
     /// Hangs up when the rules are gone without us.
     fn lost(&self) -> Option<BorrowedFd<'_>>;
     /// How often to ask [`Backend::mend`]; none where nobody else can touch the rules.
@@ -214,6 +216,10 @@ impl Rules {
     /// What could not be had, a sentence each.
     pub(super) fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    pub(super) fn datagram_seconds(&self) -> [u32; 2] {
+        self.backend.datagram_seconds().unwrap_or_else(system_datagram_seconds)
     }
 
     /// Hangs up when the rules are gone without us.
@@ -372,6 +378,15 @@ fn local_addresses() -> io::Result<HashSet<IpAddr>> {
         v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
     };
     Ok(getifaddrs()?.filter_map(address).collect())
+}
+
+/// The kernel's `Documentation/networking/nf_conntrack-sysctl.rst`; its defaults where they cannot be read.
+fn system_datagram_seconds() -> [u32; 2] {
+    let read = |name: &str, default: u32| {
+        let text = fs::read_to_string(format!("/proc/sys/net/netfilter/nf_conntrack_{name}"));
+        text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(default)
+    };
+    [read("udp_timeout", 30), read("udp_timeout_stream", 120)]
 }
 
 fn has_net_admin(status: &str) -> bool {

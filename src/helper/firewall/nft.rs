@@ -60,18 +60,24 @@ fn is_there_already(said: &str) -> bool {
     ["File exists", "Operation not permitted"].iter().any(|why| said.contains(why))
 }
 
-/// The child that owns the table.
+/// Our table.
 #[derive(Debug)]
-pub(super) struct Nft(child::Nft);
+pub(super) struct Nft {
+    /// The child that owns it.
+    child: child::Nft,
+    /// The timeouts of datagrams are ours.
+    pinned: bool,
+}
 
 impl Nft {
     /// Starts the child; makes nothing yet.
     pub(super) fn start(plan: &Plan) -> Result<Self, Error> {
-        child::Nft::start(plan.table()).map(Self).map_err(Error::Start)
+        let child = child::Nft::start(plan.table()).map_err(Error::Start)?;
+        Ok(Self { child, pinned: true })
     }
 
     fn run(&mut self, commands: &[String]) -> Result<(), Error> {
-        self.0.run(commands).map_err(Error::Rules)
+        self.child.run(commands).map_err(Error::Rules)
     }
 }
 
@@ -86,7 +92,8 @@ impl Backend for Nft {
             Err(Error::Rules(program::Error::Refused(_, said))) if !is_there_already(&said) => {
                 // Perhaps only for the one piece that kernels may lack (CONFIG_NF_CT_NETLINK_TIMEOUT).
                 self.run(&text::apply(plan, standing, false))?;
-                Ok(vec![format!("conntrack's timeouts for UDP cannot be set and are the system's: {said}")])
+                self.pinned = false;
+                Ok(Vec::new())
             }
             Err(error) => Err(error.into()),
         }
@@ -118,11 +125,15 @@ impl Backend for Nft {
     }
 
     fn end(self: Box<Self>) -> Result<(), linux::Error> {
-        Ok(self.0.end(true).map_err(Error::End)?)
+        Ok(self.child.end(true).map_err(Error::End)?)
+    }
+
+    fn datagram_seconds(&self) -> Option<[u32; 2]> {
+        self.pinned.then_some([text::UNREPLIED, text::REPLIED])
     }
 
     fn lost(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.0.ending())
+        Some(self.child.ending())
     }
 
     fn mend_every(&self) -> Option<Duration> {

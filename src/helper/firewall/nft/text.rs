@@ -50,10 +50,10 @@ const BRIDGE_GUARD: &str = "bridge_guard";
 /// The counter of packets that the guards dropped.
 pub(super) const DROPPED: &str = "untranslated";
 
-/// Seconds that conntrack keeps datagrams without an answer; the user side forgets them after 60.
-pub(in crate::firewall) const UNREPLIED: u32 = 61;
-/// Seconds that conntrack keeps datagrams with an answer; the user side forgets them after 180.
-pub(in crate::firewall) const REPLIED: u32 = 185;
+/// Seconds that conntrack keeps datagrams without an answer; the user side is told, and forgets them before.
+pub(super) const UNREPLIED: u32 = 65;
+/// Seconds that conntrack keeps datagrams with answers: RFC 4787 §4.3 asks for two minutes at least.
+pub(super) const REPLIED: u32 = 185;
 
 /// Where a chain hangs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
