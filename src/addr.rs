@@ -15,6 +15,16 @@ pub enum Target {
     Name(String, u16),
 }
 
+impl Target {
+    /// Host (an address without brackets, or a name) and port.
+    pub fn host_and_port(&self) -> (String, u16) {
+        match self {
+            Self::Address(address) => (address.ip().to_string(), address.port()),
+            Self::Name(name, port) => (name.clone(), *port),
+        }
+    }
+}
+
 impl fmt::Display for Target {
     /// `host:port`, IPv6 in brackets: an authority as in RFC 3986 §3.2.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -66,6 +76,7 @@ mod tests {
     fn targets_are_authorities() {
         let v6: SocketAddr = "[fd00::1]:443".parse().unwrap();
         assert_eq!(Target::from(v6).to_string(), "[fd00::1]:443");
+        assert_eq!(Target::from(v6).host_and_port(), ("fd00::1".to_owned(), 443));
         assert_eq!(Target::Name("hello.default".into(), 80).to_string(), "hello.default:80");
     }
 

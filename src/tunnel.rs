@@ -1,6 +1,6 @@
 //! The tunnel: SSH over a link that survives its byte streams, flows inside it; several of them side by side.
 //!
-//! [`Connect`] is the only verb everything above uses: a stream to this target, or why not. What the byte stream is
+//! [`Connect`] is all that everything above uses: a stream to this target, or datagrams, or why not. What the byte stream is
 //! made of is not known here.
 
 mod ident;
@@ -13,6 +13,7 @@ pub mod ssh;
 pub use self::ident::IdentError;
 use kshuttle_wire::flow::Flow;
 use kshuttle_wire::flow::client::OpenError;
+use kshuttle_wire::flow::udp::DatagramFlow;
 
 use crate::addr::Target;
 
@@ -24,12 +25,20 @@ pub trait Connect: Clone + Send + Sync + 'static {
     /// # Errors
     /// When there is no tunnel to ask through.
     fn connect(&self, target: &Target) -> impl Future<Output = Result<Flow, ConnectError>> + Send;
+
+    /// Asks for a UDP flow to `target` and returns before the answer: datagrams may be sent at once.
+    /// [`kshuttle_wire::flow::udp::DatagramRecv::recv`] waits for the answer.
+    ///
+    /// # Errors
+    /// When there is no tunnel to ask through, or its server carries no UDP.
+    fn connect_udp(&self, target: &Target)
+    -> impl Future<Output = Result<DatagramFlow, ConnectError>> + Send;
 }
 
 /// Why nobody could be asked for a connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// Its session ended, or the target is no host and port.
+    /// Its session ended, it cannot do this, or the target is no host and port.
     #[error(transparent)]
     Open(#[from] OpenError),
     /// There was none for as long as connections are held.

@@ -24,6 +24,7 @@ use futures::future::BoxFuture;
 use kshuttle_wire::causes::chain;
 use kshuttle_wire::flow::Flow;
 use kshuttle_wire::flow::client::OpenError;
+use kshuttle_wire::flow::udp::DatagramFlow;
 use kshuttle_wire::link::sleep::Sleeps;
 use kshuttle_wire::pacing::Policy;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -35,6 +36,7 @@ use self::slot::Slot;
 pub use self::status::TunnelStatus;
 use super::identity::{HostKey, Identity};
 use super::network::Changes;
+use super::ssh::Session;
 use super::{Connect, ConnectError};
 use crate::addr::Target;
 
@@ -245,8 +247,30 @@ impl Pool {
         self.lead(None);
     }
 
+    /// Opens a flow through the best tunnel; while there is none, waits for one.
+    async fn open<T, F>(&self, through: impl Fn(Session) -> F) -> Result<T, ConnectError>
+    where
+        F: Future<Output = Result<T, OpenError>>,
+    {
+        let mut changed = self.shared.changed.subscribe();
+        let deadline = Instant::now() + HOLD;
+        loop {
+            changed.borrow_and_update();
+            if let Some(session) = self.best() {
+                match through(session).await {
+                    // It ended while we asked; its slot learns of it now.
+                    Err(OpenError::Closed(_) | OpenError::Ended) if Instant::now() < deadline => {}
+                    answer => return Ok(answer?),
+                }
+            }
+            if tokio::time::timeout_at(deadline, changed.changed()).await.is_err() {
+                return Err(ConnectError::NoTunnel);
+            }
+        }
+    }
+
     /// The tunnel a new flow goes to: attached, with the fewest bytes on their way, then the fewest flows.
-    fn best(&self) -> Option<super::ssh::Session> {
+    fn best(&self) -> Option<Session> {
         let ready = self.shared.slots.iter().filter_map(Slot::ready);
         ready.min_by_key(|(load, _)| *load).map(|(_, session)| session)
     }
@@ -254,22 +278,15 @@ impl Pool {
 
 impl Connect for Pool {
     async fn connect(&self, target: &Target) -> Result<Flow, ConnectError> {
-        let mut changed = self.shared.changed.subscribe();
-        let deadline = Instant::now() + HOLD;
-        loop {
-            changed.borrow_and_update();
-            if let Some(session) = self.best() {
-                match session.open(target).await {
-                    // It ended while we asked; its slot learns of it now.
-                    Err(OpenError::Closed(_) | OpenError::Ended) if Instant::now() < deadline => {}
-                    answer => return Ok(answer?),
-                }
-            }
-            if tokio::time::timeout_at(deadline, changed.changed()).await.is_err() {
-                tracing::warn!(%target, "connection reset: no tunnel within {} s", HOLD.as_secs());
-                return Err(ConnectError::NoTunnel);
-            }
+        let opened = self.open(|session| async move { session.open(target).await }).await;
+        if let Err(ConnectError::NoTunnel) = opened {
+            tracing::warn!(%target, "connection reset: no tunnel within {} s", HOLD.as_secs());
         }
+        opened
+    }
+
+    async fn connect_udp(&self, target: &Target) -> Result<DatagramFlow, ConnectError> {
+        self.open(|session| async move { session.open_udp(target).await }).await
     }
 }
 

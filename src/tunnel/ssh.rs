@@ -7,6 +7,7 @@ use std::time::Duration;
 use kshuttle_wire::flow::Flow;
 use kshuttle_wire::flow::channel::Channels;
 use kshuttle_wire::flow::client::{FlowClient, OpenError};
+use kshuttle_wire::flow::udp::DatagramFlow;
 use kshuttle_wire::link::LinkStream;
 use kshuttle_wire::pacing::{Figures, Pacer, Policy};
 use kshuttle_wire::{ssh, write_queue};
@@ -241,15 +242,26 @@ impl Session {
             Flows::Channels(_) if self.ended.is_cancelled() => Err(OpenError::Ended),
             Flows::Channels(channels) => {
                 let handle = self.handle.clone();
-                let (host, port) = match target {
-                    Target::Address(address) => (address.ip().to_string(), address.port()),
-                    Target::Name(name, port) => (name.clone(), *port),
-                };
+                let (host, port) = target.host_and_port();
                 Ok(channels.open(async move {
                     let (from, from_port) = ORIGINATOR;
                     handle.channel_open_direct_tcpip(host, port.into(), from, from_port).await
                 }))
             }
+        }
+    }
+
+    /// Asks for a UDP flow to `target`; see [`Connect::connect_udp`].
+    ///
+    /// # Errors
+    /// When the session has ended, or its server carries no UDP.
+    pub async fn open_udp(&self, target: &Target) -> Result<DatagramFlow, OpenError> {
+        match &self.flows {
+            Flows::Streams(flows) => {
+                let (host, port) = target.host_and_port();
+                flows.open_udp(&host, port).await
+            }
+            Flows::Channels(_) => Err(OpenError::OnlyTcp),
         }
     }
 
@@ -299,6 +311,10 @@ impl Session {
 impl Connect for Session {
     async fn connect(&self, target: &Target) -> Result<Flow, ConnectError> {
         Ok(self.open(target).await?)
+    }
+
+    async fn connect_udp(&self, target: &Target) -> Result<DatagramFlow, ConnectError> {
+        Ok(self.open_udp(target).await?)
     }
 }
 

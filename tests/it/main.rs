@@ -12,3 +12,4 @@ mod port_forward;
 mod socks;
 mod stock;
 mod tunnel;
+mod udp;

@@ -11,7 +11,7 @@ use kshuttle::tunnel::identity::{HostKey, Identity};
 use kshuttle::tunnel::pool::{DialError, Dialed, HOLD, Pool, Route, Settings};
 use kshuttle::tunnel::{Connect, ConnectError};
 use kshuttle_test_support::line::{Direction, Line, Quality};
-use kshuttle_test_support::net::{connection, echo, exchange, greet_and_hold, ping, server};
+use kshuttle_test_support::net::{connection, echo, exchange, greet_and_hold, ping, server, udp_echo};
 use kshuttle_test_support::sshd::Sshd;
 use kshuttle_test_support::within;
 use kshuttle_wire::link::hello::HelloError;
@@ -118,6 +118,20 @@ async fn flows_do_not_notice_that_their_byte_streams_are_reset() {
         results = transfers.join_all() => assert_eq!(results.len(), 4),
     }
     assert!(scene.survived() >= 10, "{:?}", scene.pool.status());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn datagrams_do_not_notice_either() {
+    let scene = Scene::start(Settings::default()).await;
+    let mut flow = scene.pool.connect_udp(&udp_echo().await.into()).await.unwrap();
+    for number in 0..200u8 {
+        flow.send.send(vec![number; 1_400].into()).unwrap();
+        if number % 20 == 0 {
+            scene.line.reset_all();
+        }
+        assert_eq!(within(flow.recv.recv()).await.unwrap().unwrap(), vec![number; 1_400]);
+    }
+    assert!(scene.survived() >= 5, "{:?}", scene.pool.status());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -273,6 +287,9 @@ async fn without_a_tunnel_a_connection_is_held_for_a_while() {
     let refused = pool.connect(&target.into()).await;
     assert!(matches!(refused, Err(ConnectError::NoTunnel)));
     assert_eq!(start.elapsed(), HOLD);
+    let refused = pool.connect_udp(&target.into()).await;
+    assert!(matches!(refused, Err(ConnectError::NoTunnel)));
+    assert_eq!(start.elapsed(), 2 * HOLD);
 }
 
 #[tokio::test(flavor = "multi_thread")]

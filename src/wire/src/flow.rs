@@ -1,4 +1,4 @@
-//! TCP flows as HTTP/2 CONNECT streams (RFC 9113 §8.5) over one reliable byte stream.
+//! TCP flows as HTTP/2 CONNECT streams (RFC 9113 §8.5) over one reliable byte stream, and UDP flows beside them ([`udp`]).
 //!
 //! A flow's FIN is END_STREAM, its RST is RST_STREAM(CONNECT_ERROR); data sent before the answer travels with the
 //! opening. Only stream windows limit, never the connection's: a flow nobody reads holds back nobody else.
@@ -9,6 +9,7 @@ pub mod channel;
 pub mod client;
 pub mod server;
 pub mod status;
+pub mod udp;
 mod windows;
 
 use std::future::poll_fn;

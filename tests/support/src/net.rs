@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 use super::{pattern, within};
 
@@ -45,6 +45,33 @@ pub async fn greet_and_hold(mut socket: TcpStream) {
 pub async fn flood(mut socket: TcpStream) {
     let block = vec![7; 256 << 10];
     while socket.write_all(&block).await.is_ok() {}
+}
+
+/// Starts a UDP server that sends each datagram back, for as long as the runtime lives.
+///
+/// # Panics
+/// When loopback does not work.
+pub async fn udp_echo() -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.expect("bind to loopback");
+    let address = socket.local_addr().expect("a bound socket has an address");
+    tokio::spawn(async move {
+        let mut datagram = vec![0; 65_535];
+        loop {
+            // An error is that of an earlier datagram, whose sender is gone.
+            if let Ok((length, sender)) = socket.recv_from(&mut datagram).await {
+                let _ = socket.send_to(&datagram[..length], sender).await;
+            }
+        }
+    });
+    address
+}
+
+/// A loopback UDP port nobody listens on.
+///
+/// # Panics
+/// When loopback does not work.
+pub async fn closed_udp_port() -> SocketAddr {
+    UdpSocket::bind("127.0.0.1:0").await.and_then(|socket| socket.local_addr()).expect("bind to loopback")
 }
 
 /// Reads to the end.

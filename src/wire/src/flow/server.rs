@@ -5,12 +5,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use h2::server::SendResponse;
+use h2::{RecvStream, SendStream};
 use http::{Method, Request, Response};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
-use super::{ConnectError, Flow, MAX_FLOWS, Session, Stream, status, tune};
+use super::{ConnectError, Flow, MAX_FLOWS, Session, Stream, status, tune, udp};
 use crate::pacing::Pacer;
 use crate::relay;
 
@@ -32,7 +34,8 @@ pub async fn serve(stream: impl Stream) -> Result<(), h2::Error> {
 /// # Errors
 /// As [`serve`].
 pub async fn serve_paced(stream: impl Stream, pacer: Option<Arc<Pacer>>) -> Result<(), h2::Error> {
-    let mut connection = tune!(h2::server::Builder::new()).handshake(stream).await?;
+    let mut connection =
+        tune!(h2::server::Builder::new()).enable_connect_protocol().handshake(stream).await?;
     let room = Arc::new(Semaphore::new(MAX_FLOWS));
     let session = Session::new(pacer);
     loop {
@@ -59,31 +62,54 @@ pub async fn serve_paced(stream: impl Stream, pacer: Option<Arc<Pacer>>) -> Resu
     }
 }
 
-async fn serve_flow(
-    request: Request<h2::RecvStream>,
-    mut respond: SendResponse<bytes::Bytes>,
-    session: &Session,
-) {
-    let socket = match target(&request) {
-        // The laptop may give up while we still connect; then there is nobody to connect for.
-        Some((host, port)) => tokio::select! {
-            socket = connect(&host, port) => socket,
-            _ = std::future::poll_fn(|cx| respond.poll_reset(cx)) => return,
-        },
-        None => Err(ConnectError::BadTarget),
+async fn serve_flow(request: Request<RecvStream>, respond: SendResponse<Bytes>, session: &Session) {
+    if udp::target::is_extended(&request) {
+        return serve_datagrams(request, respond, session).await;
+    }
+    let socket = async {
+        let (host, port) = target(&request).ok_or(ConnectError::BadTarget)?;
+        connect(&host, port).await
     };
-    let socket = match socket {
-        Ok(socket) => socket,
-        Err(error) => return refuse(respond, &error),
-    };
-    let Ok(send) = respond.send_response(Response::new(()), false) else { return };
+    let Some((socket, send)) = answer(respond, socket, Response::new(())).await else { return };
     let flow = Flow::open(send, request.into_body(), session);
     if let Err(error) = relay::relay(socket, flow).await {
         tracing::debug!(%error, "flow ended early");
     }
 }
 
-fn refuse(mut respond: SendResponse<bytes::Bytes>, error: &ConnectError) {
+async fn serve_datagrams(request: Request<RecvStream>, respond: SendResponse<Bytes>, session: &Session) {
+    let socket = async {
+        let (host, port) = udp::target::read(&request).ok_or(ConnectError::BadTarget)?;
+        udp::relay::connect(&host, port).await
+    };
+    let Some((socket, send)) = answer(respond, socket, udp::target::accepted()).await else { return };
+    let flow = Flow::open(send, request.into_body(), session);
+    if let Err(error) = udp::relay::relay(socket, flow).await {
+        tracing::debug!(%error, "UDP flow ended early");
+    }
+}
+
+/// Waits for the socket and says `yes` or why not; `None` when there is nothing to carry.
+async fn answer<S>(
+    mut respond: SendResponse<Bytes>,
+    socket: impl Future<Output = Result<S, ConnectError>>,
+    yes: Response<()>,
+) -> Option<(S, SendStream<Bytes>)> {
+    // The laptop may give up while we still connect; then there is nobody to connect for.
+    let socket = tokio::select! {
+        socket = socket => socket,
+        _ = std::future::poll_fn(|cx| respond.poll_reset(cx)) => return None,
+    };
+    match socket {
+        Ok(socket) => Some((socket, respond.send_response(yes, false).ok()?)),
+        Err(error) => {
+            refuse(respond, &error);
+            None
+        }
+    }
+}
+
+fn refuse(mut respond: SendResponse<Bytes>, error: &ConnectError) {
     // Fails when the session ended meanwhile: then there is nobody to tell.
     let _ = respond.send_response(status::write(error), true);
 }
@@ -101,12 +127,24 @@ fn target<B>(request: &Request<B>) -> Option<(String, u16)> {
 /// # Errors
 /// That of the last address tried.
 pub async fn connect(host: &str, port: u16) -> Result<TcpStream, ConnectError> {
+    first_that_connects(host, port, TcpStream::connect).await
+}
+
+/// The same for any socket.
+pub(super) async fn first_that_connects<S, F>(
+    host: &str,
+    port: u16,
+    connect: impl Fn(SocketAddr) -> F,
+) -> Result<S, ConnectError>
+where
+    F: Future<Output = io::Result<S>>,
+{
     let attempt = async {
         let addresses: Vec<SocketAddr> =
             tokio::net::lookup_host((host, port)).await.map_err(|_| ConnectError::UnknownName)?.collect();
         let mut last = ConnectError::UnknownName;
         for address in addresses {
-            match TcpStream::connect(address).await {
+            match connect(address).await {
                 Ok(socket) => return Ok(socket),
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => last = ConnectError::TimedOut,
                 Err(error) => last = ConnectError::Refused(error),
