@@ -160,7 +160,8 @@ const BOX: &[Test] = tests! {
         the_cluster_tells_its_ranges_and_by_whom,
         who_is_limited_to_a_namespace_gets_its_addresses_only,
         a_new_node_and_a_new_service_are_noticed,
-        narrow_is_every_address_but_the_nodes;
+        narrow_is_every_address_but_the_nodes,
+        a_killed_api_server_is_outlived;
 };
 
 /// With the programs of `scripts/older`.

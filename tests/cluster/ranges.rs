@@ -1,12 +1,14 @@
 //! What the cluster tells about its ranges, to whom, and how changes are noticed.
 
 use std::net::IpAddr;
+use std::process::Command;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use kshuttle::cluster::subnets::{Found, Mode, Watch, find};
-use kshuttle_test_support::kshuttle::kubectl;
+use kshuttle_test_support::kshuttle::{PATIENCE, eventually, kubectl};
+use kshuttle_test_support::operator::Broken;
 use kube::api::{DeleteParams, PostParams};
 use kube::runtime::wait::await_condition;
 use kube::{Api, Client};
@@ -24,9 +26,9 @@ fn holds(ranges: &[IpNet], address: &str) -> bool {
 }
 
 /// Waits until this address is among them.
-async fn notices(watch: &mut Watch, address: &str) {
+async fn notices(watch: &mut Watch, address: &str, limit: Duration) {
     let noticed = async { while !holds(&watch.next().await, address) {} };
-    tokio::time::timeout(NOTICED, noticed).await.unwrap_or_else(|_| panic!("{address} was not noticed"));
+    tokio::time::timeout(limit, noticed).await.unwrap_or_else(|_| panic!("{address} was not noticed"));
 }
 
 fn addresses(arguments: &[&str]) -> Vec<String> {
@@ -85,13 +87,34 @@ pub(crate) fn a_new_node_and_a_new_service_are_noticed() {
         let nodes: Api<Node> = Api::all(cluster.client().clone());
         let node = json!({"metadata": {"name": "ranges"}, "spec": {"podCIDR": "10.244.99.0/24"}});
         nodes.create(&PostParams::default(), &serde_json::from_value(node).unwrap()).await.unwrap();
-        notices(&mut ranges, "10.244.99.1").await;
+        notices(&mut ranges, "10.244.99.1", NOTICED).await;
         nodes.delete("ranges", &DeleteParams::default()).await.unwrap();
 
         let (services, address) = new_service(cluster.client().clone()).await;
-        notices(&mut narrow, &address).await;
+        notices(&mut narrow, &address, NOTICED).await;
         services.delete("ranges", &DeleteParams::default()).await.unwrap();
         assert!(holds(narrow.ranges(), &address), "it is in its grace");
+    });
+}
+
+pub(crate) fn a_killed_api_server_is_outlived() {
+    block_on(async {
+        let cluster = administrator("default").await;
+        let mut watch = find(&cluster, Mode::Narrow).await.unwrap().watch;
+        let before = watch.ranges().to_vec();
+        Broken::killed("apiserver").mend();
+        let ready = || {
+            let asked = Command::new("kubectl").args(["get", "--raw", "/readyz"]).output().unwrap();
+            asked.status.success().then_some(())
+        };
+        eventually("the API server is ready", PATIENCE, ready);
+        let (services, address) = new_service(cluster.client().clone()).await;
+        notices(&mut watch, &address, PATIENCE).await;
+        assert!(
+            before.iter().all(|range| holds(watch.ranges(), &range.addr().to_string())),
+            "nothing was lost"
+        );
+        services.delete("ranges", &DeleteParams::default()).await.unwrap();
     });
 }
 
