@@ -28,7 +28,7 @@ use crate::cli::{
     ClusterArgs, Output, PodArgs, PortForwardArgs, QuitArgs, RedirectArgs, SocksArgs, StatusArgs,
 };
 use crate::cluster::client::{self, Cluster};
-use crate::cluster::subnets;
+use crate::cluster::subnets::{self, Mode};
 use crate::control::registry::{Found, sessions};
 use crate::control::socket::{AskError, Control, ask};
 use crate::control::{Answer, Request, Session, Status};
@@ -353,11 +353,11 @@ async fn ranges(cluster: &Cluster, asked: &[Subnet], steps: &mut Steps) -> anyho
     if !asked.is_empty() {
         return Ok(IpNet::aggregate(&asked.iter().map(|subnet| subnet.0).collect()));
     }
-    let found = subnets::discover(cluster).await?;
+    let found = subnets::find(cluster, Mode::Ranges).await?;
     for note in &found.notes {
         steps.say(format_args!("  …         {note}"));
     }
-    Ok(found.ranges)
+    Ok(found.watch.ranges().to_vec())
 }
 
 /// Whose pods are ours: left-overs of the same user on the same machine are removed, nobody else's.

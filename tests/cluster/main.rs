@@ -15,6 +15,7 @@ mod forward;
 mod life;
 mod place;
 mod pod;
+mod ranges;
 mod reach;
 mod rights;
 mod runtime;
@@ -154,8 +155,13 @@ const BOX: &[Test] = tests! {
         the_role_is_enough_in_a_restricted_namespace_for_any_user_id,
         refusals_name_what_is_missing,
         a_policys_refusal_is_told,
-        ranges_are_those_of_the_cluster_or_a_hint,
         the_address_of_the_api_server_is_guarded;
+    ranges:
+        the_cluster_tells_its_ranges_and_by_whom,
+        who_is_limited_to_a_namespace_gets_its_addresses_only,
+        a_new_node_and_a_new_service_are_noticed,
+        narrow_is_every_address_but_the_nodes,
+        a_killed_api_server_is_outlived;
 };
 
 /// With the programs of `scripts/older`.

@@ -13,7 +13,6 @@ use kshuttle::cluster::sshd_pod::wait::StartFailure;
 use kshuttle::cluster::sshd_pod::{
     NODE_TIME_MAX, PodError, PodOptions, Program, RunAs, START_TIME_MAX, SshdPod, create,
 };
-use kshuttle::cluster::subnets::discover;
 use kube::Api;
 use kube::api::DeleteParams;
 use kube::runtime::wait::{await_condition, conditions};
@@ -28,13 +27,13 @@ fn from_environment(name: &str) -> PathBuf {
     std::env::var_os(name).unwrap_or_else(|| panic!("{name} is not set, see tests/cluster/main.rs")).into()
 }
 
-async fn administrator(namespace: &str) -> Cluster {
+pub(crate) async fn administrator(namespace: &str) -> Cluster {
     let namespace = Some(namespace.to_owned());
     let context = std::env::var("KSHUTTLE_TEST_CONTEXT").ok();
     connect(&Options { namespace, context, ..Default::default() }).await.unwrap()
 }
 
-async fn limited(namespace: &str) -> Cluster {
+pub(crate) async fn limited(namespace: &str) -> Cluster {
     let namespace = Some(namespace.to_owned());
     let kubeconfig = Some(from_environment("KSHUTTLE_BOX_LIMITED"));
     connect(&Options { kubeconfig, namespace, ..Default::default() }).await.unwrap()
@@ -237,20 +236,6 @@ pub(crate) fn an_idle_server_ends_and_the_next_session_removes_its_pod() {
         assert_eq!(reap(&cluster, "somebody@else", |_, _| true).await, 0);
         assert_eq!(reap(&cluster, &brief.owner, |_, _| false).await, 1);
         is_gone(&cluster, &pod).await;
-    });
-}
-
-pub(crate) fn ranges_are_those_of_the_cluster_or_a_hint() {
-    block_on(async {
-        let found = discover(&administrator("default").await).await.unwrap();
-        println!("{found:#?}");
-        let api: Api<k8s_openapi::api::core::v1::Service> =
-            Api::namespaced(administrator("default").await.client().clone(), "default");
-        let service = api.get("kubernetes").await.unwrap();
-        let address: std::net::IpAddr = service.spec.unwrap().cluster_ip.unwrap().parse().unwrap();
-        assert!(found.ranges.iter().any(|range| range.contains(&address)));
-        let error = discover(&limited("locked").await).await.unwrap_err();
-        println!("{error}");
     });
 }
 
