@@ -68,6 +68,31 @@ impl fmt::Display for Subnet {
     }
 }
 
+/// What `-x` leaves alone: a range, or one port of one host (`10.0.0.1:6443`, `[fd00::1]:443`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Exclude {
+    /// All of these addresses.
+    Net(IpNet),
+    /// One port.
+    Port(SocketAddr),
+}
+
+/// Text that is neither.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "not an address, a range like 10.1.0.0/16, or an address and port like 10.1.2.3:443 or [fd00::1]:443"
+)]
+pub struct ExcludeError;
+
+impl FromStr for Exclude {
+    type Err = ExcludeError;
+
+    fn from_str(text: &str) -> Result<Self, ExcludeError> {
+        let port = |_| text.parse().map(Self::Port).map_err(|_| ExcludeError);
+        text.parse::<Subnet>().map(|subnet| Self::Net(subnet.0)).or_else(port)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,6 +103,18 @@ mod tests {
         assert_eq!(Target::from(v6).to_string(), "[fd00::1]:443");
         assert_eq!(Target::from(v6).host_and_port(), ("fd00::1".to_owned(), 443));
         assert_eq!(Target::Name("hello.default".into(), 80).to_string(), "hello.default:80");
+    }
+
+    #[test]
+    fn what_can_be_left_alone() {
+        let exclude = |text: &str| text.parse::<Exclude>();
+        assert_eq!(exclude("10.1.2.3/16"), Ok(Exclude::Net("10.1.0.0/16".parse().unwrap())));
+        assert_eq!(exclude("fd00::1"), Ok(Exclude::Net("fd00::1/128".parse().unwrap())));
+        assert_eq!(exclude("10.1.2.3:443"), Ok(Exclude::Port("10.1.2.3:443".parse().unwrap())));
+        assert_eq!(exclude("[fd00::1]:443"), Ok(Exclude::Port("[fd00::1]:443".parse().unwrap())));
+        for text in ["", "office", "10.1.0.0/16:443", "10.1.2.3:", "10.1.2.3:99999", "office:443"] {
+            assert!(exclude(text).is_err(), "{text:?}");
+        }
     }
 
     #[test]

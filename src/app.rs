@@ -8,33 +8,29 @@ mod cleanup;
 pub mod existing;
 mod explain;
 mod keeper;
+pub mod redirect;
 mod ssh_config;
 mod through;
 pub mod uploaded;
 
 use std::convert::Infallible;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::Context;
-use ipnet::IpNet;
-use kshuttle_helper::protocol::Plan;
 use tokio::task::JoinSet;
 
 pub use self::cleanup::cleanup;
 pub use self::ssh_config::{ssh_config, ssh_proxy};
 use self::through::Through;
-use crate::addr::Subnet;
 use crate::cli::{
     ClusterArgs, Output, PodArgs, PortForwardArgs, QuitArgs, RedirectArgs, SocksArgs, StatusArgs,
 };
 use crate::cluster::client::{self, Cluster};
-use crate::cluster::subnets::{self, Mode};
 use crate::control::registry::{Found, sessions};
 use crate::control::socket::{AskError, Control, ask};
 use crate::control::{Answer, Request, Session, Status};
 use crate::port_forward::{self, Wanted};
-use crate::privileged::{Helper, PrivilegedError, Starting};
-use crate::proxy::{self, Connections, redirect, socks};
+use crate::privileged::{Helper, Starting};
+use crate::proxy::{self, Connections, socks};
 use crate::report::{self, Steps};
 use crate::session;
 use crate::session::ticket::Ticket;
@@ -45,12 +41,17 @@ use crate::tunnel::pool::{Pool, Settings};
 ///
 /// # Errors
 /// Why it could not start or go on; [`crate::shutdown::Stop`] after a signal.
-pub async fn redirect(cluster: &ClusterArgs, args: &RedirectArgs, helper: Starting) -> anyhow::Result<()> {
+pub async fn redirect(
+    cluster: &ClusterArgs,
+    args: &RedirectArgs,
+    helper: Option<Starting>,
+) -> anyhow::Result<()> {
     run("redirect", async |parts: &mut Parts, steps: &mut Steps| {
-        parts.helper = Some(helper.hello().await?);
+        if let Some(helper) = helper {
+            parts.helper = Some(helper.hello().await?);
+        }
         let cluster = parts.open_tunnel(cluster, &args.pod, steps).await?;
-        let ranges = ranges(&cluster, &args.subnets, steps).await?;
-        parts.redirect(&cluster, ranges, &args.exclude, steps).await?;
+        parts.ranges = Some(parts.redirect(&cluster, args, steps).await?);
         parts.ready(steps, "Ctrl-C ends it");
         Err(parts.until_failure(steps).await)
     })
@@ -208,6 +209,7 @@ struct Parts {
     helper: Option<Helper>,
     through: Option<Through>,
     connections: Connections,
+    ranges: Option<redirect::Ranges>,
     /// One task per listener; they end when this is dropped.
     listeners: JoinSet<()>,
     redirected: bool,
@@ -247,62 +249,31 @@ impl Parts {
         Ok(self.through.as_ref().context("no tunnel was opened")?.pool().clone())
     }
 
-    async fn redirect(
-        &mut self,
-        cluster: &Cluster,
-        include: Vec<IpNet>,
-        exclude: &[Subnet],
-        steps: &mut Steps,
-    ) -> anyhow::Result<()> {
-        let mut ports = [None, None];
-        for (port, address, wanted) in [
-            (0, Ipv4Addr::LOCALHOST.into(), include.iter().any(|net| net.addr().is_ipv4())),
-            (1, Ipv6Addr::LOCALHOST.into(), include.iter().any(|net| net.addr().is_ipv6())),
-        ] {
-            if !wanted {
-                continue;
-            }
-            let listener =
-                proxy::listen(SocketAddr::new(address, 0)).with_context(|| format!("listen on {address}"))?;
-            ports[port] = Some(listener.local_addr().context("ask for the port")?.port());
-            let (connections, tunnel) = (self.connections.clone(), self.tunnel()?);
-            self.listeners.spawn(async move { redirect::serve(listener, &connections, tunnel).await });
-        }
-        // Our own way to the cluster must not lead through itself.
-        let guarded = cluster.guarded_addresses().await.into_iter().map(IpNet::from);
-        let exclude = exclude.iter().map(|subnet| subnet.0).chain(guarded).collect();
-        for net in include.iter().filter(|net| !redirect::has_route(net)) {
-            steps.say(format_args!(
-                "warning: this machine has no route towards {net}; connections there fail until it has one"
-            ));
-        }
-        let helper = self.helper.as_mut().ok_or(PrivilegedError::Ended)?;
-        let listed = list(&include);
-        let plan =
-            Plan { session: session_name(), include, exclude, listener_v4: ports[0], listener_v6: ports[1] };
-        self.redirected = true;
-        let done = helper.apply(plan).await?;
-        steps.done("redirect", format_args!("{listed} ({} table {})", done.method, done.table));
-        Ok(())
-    }
-
     /// Waits until something is lost that the session needs and nobody can replace.
     async fn until_failure(&mut self, steps: &mut Steps) -> anyhow::Error {
+        let Self { session, helper, through, ranges, .. } = self;
         let kept = async {
-            match self.through.as_mut() {
+            match through {
                 Some(through) => through.keep(steps).await,
                 None => std::future::pending().await,
             }
         };
         let helper_lost = async {
-            match self.helper.as_mut() {
-                Some(helper) => helper.lost().await,
+            match helper {
+                Some(helper) => helper.lost(repaired).await,
+                None => std::future::pending().await,
+            }
+        };
+        let followed = async {
+            match ranges {
+                Some(ranges) => ranges.follow(session.as_ref(), &mut Steps::default()).await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             error = kept => error,
             error = helper_lost => error.into(),
+            error = followed => error.into(),
         }
     }
 
@@ -348,16 +319,10 @@ fn options(args: &ClusterArgs) -> client::Options {
     }
 }
 
-/// What to redirect: what the user says, else what the cluster tells.
-async fn ranges(cluster: &Cluster, asked: &[Subnet], steps: &mut Steps) -> anyhow::Result<Vec<IpNet>> {
-    if !asked.is_empty() {
-        return Ok(IpNet::aggregate(&asked.iter().map(|subnet| subnet.0).collect()));
-    }
-    let found = subnets::find(cluster, Mode::Ranges).await?;
-    for note in &found.notes {
-        steps.say(format_args!("  …         {note}"));
-    }
-    Ok(found.watch.ranges().to_vec())
+/// Somebody else's change of the firewall was undone.
+fn repaired(what: String) {
+    Steps::default()
+        .say(format_args!("warning: somebody took redirect rules out ({what}); they stand again"));
 }
 
 /// Whose pods are ours: left-overs of the same user on the same machine are removed, nobody else's.
@@ -384,8 +349,4 @@ fn tunnels(args: &PodArgs) -> Settings {
 /// Names this run where several meet: its table and its pod's annotation. Process ids are unique on a machine.
 fn session_name() -> String {
     std::process::id().to_string()
-}
-
-fn list(nets: &[IpNet]) -> String {
-    nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

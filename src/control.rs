@@ -6,9 +6,10 @@
 pub mod registry;
 pub mod socket;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use kshuttle_wire::link::Phase;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -50,6 +51,9 @@ pub struct Status {
     pub ready: bool,
     /// Since its start.
     pub seconds: f64,
+    /// What it redirects.
+    #[serde(default)]
+    pub ranges: Vec<IpNet>,
     /// None before the pod runs, and for `port-forward`.
     pub tunnels: Vec<Tunnel>,
 }
@@ -98,6 +102,7 @@ struct Shared {
     started: Instant,
     ready: OnceLock<()>,
     pool: OnceLock<Pool>,
+    ranges: Mutex<Vec<IpNet>>,
     quit: Notify,
 }
 
@@ -106,13 +111,25 @@ impl Session {
     pub fn start(command: &'static str) -> Self {
         let (ready, pool) = (OnceLock::new(), OnceLock::new());
         Self {
-            shared: Arc::new(Shared { command, started: Instant::now(), ready, pool, quit: Notify::new() }),
+            shared: Arc::new(Shared {
+                command,
+                started: Instant::now(),
+                ready,
+                pool,
+                ranges: Mutex::default(),
+                quit: Notify::new(),
+            }),
         }
     }
 
     /// Its tunnels, from now on.
     pub fn has(&self, pool: &Pool) {
         let _ = self.shared.pool.set(pool.clone()); // there is one for each session
+    }
+
+    /// It redirects these, from now on.
+    pub fn redirects(&self, ranges: Vec<IpNet>) {
+        *self.shared.ranges.lock().unwrap_or_else(PoisonError::into_inner) = ranges;
     }
 
     /// It serves, from now on.
@@ -132,13 +149,14 @@ impl Session {
 
     /// How it is.
     pub fn status(&self) -> Status {
-        let Shared { command, started, ready, pool, .. } = &*self.shared;
+        let Shared { command, started, ready, pool, ranges, .. } = &*self.shared;
         Status {
             name: std::process::id().to_string(),
             command: (*command).to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ready: ready.get().is_some(),
             seconds: started.elapsed().as_secs_f64(),
+            ranges: ranges.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             tunnels: pool.get().map(Pool::status).unwrap_or_default().into_iter().map(Tunnel::from).collect(),
         }
     }

@@ -33,4 +33,5 @@ pub mod proxy;
 pub mod report;
 pub mod session;
 pub mod shutdown;
+pub mod surroundings;
 pub mod tunnel;

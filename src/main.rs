@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use kshuttle::cli::{Cli, Command};
+use kshuttle::cli::{Cli, Command, RedirectMethod};
 use kshuttle::privileged::{self, Elevation, Starting};
 use kshuttle::privileges::{self, Became};
 use kshuttle::report::{self, Steps};
@@ -20,8 +20,8 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> anyhow::Result<()> {
     // No thread exists yet: rights belong to threads.
     let helper = match cli.command {
-        None => Some(start_helper()?),
-        Some(_) => None,
+        None if cli.redirect.redirect != RedirectMethod::None => Some(start_helper()?),
+        _ => None,
     };
     match privileges::drop_all()? {
         // Of ssh-proxy the standard error is ssh's; the others end at once.
@@ -40,8 +40,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
             (Some(Command::Cleanup(args)), _) => app::cleanup(&cli.cluster, args).await,
             (Some(Command::Status(args)), _) => app::status(args).await,
             (Some(Command::Quit(args)), _) => app::quit(args).await,
-            (None, Some(helper)) => app::redirect(&cli.cluster, &cli.redirect, helper).await,
-            (None, None) => unreachable!("redirecting started the helper above"),
+            (None, helper) => app::redirect(&cli.cluster, &cli.redirect, helper).await,
         }
     });
     // A thread may wait for standard input or a name for ever; nobody waits for it.

@@ -1,5 +1,6 @@
 //! The ways in: connections the kernel redirected here, and SOCKS5. Both end in [`forward`]: one way through.
 
+pub mod datagrams;
 pub mod orig_dst;
 pub mod redirect;
 pub mod socks;

@@ -1,6 +1,6 @@
 //! Connections the kernel redirected to us: ask where they wanted to go, and take them there.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use ipnet::IpNet;
 use tokio::net::{TcpListener, TcpStream};
@@ -10,12 +10,23 @@ use super::{Connections, forward};
 use crate::addr::Target;
 use crate::tunnel::Connect;
 
-/// Serves a listener that only the redirect rules lead to.
-pub async fn serve(listener: TcpListener, connections: &Connections, tunnel: impl Connect) {
-    connections.accept(listener, |socket| redirected(socket, tunnel.clone())).await;
+/// Serves a listener that only the redirect rules lead to. `only` these peers, if it says so.
+pub async fn serve(
+    listener: TcpListener,
+    only: Option<IpNet>,
+    connections: &Connections,
+    tunnel: impl Connect,
+) {
+    connections.accept(listener, |socket| redirected(socket, only, tunnel.clone())).await;
 }
 
-async fn redirected(socket: TcpStream, tunnel: impl Connect) {
+async fn redirected(socket: TcpStream, only: Option<IpNet>, tunnel: impl Connect) {
+    // The rules ask the same; this holds for whoever comes to the listener past them.
+    let welcome = |peer: SocketAddr| only.is_none_or(|net| net.contains(&peer.ip()));
+    if !socket.peer_addr().is_ok_and(welcome) {
+        tracing::warn!("connection refused: its sender is not behind the bridge");
+        return;
+    }
     let target = match orig_dst(&socket) {
         Ok(destination) => Target::from(destination),
         Err(error) => {
