@@ -31,6 +31,12 @@ async fn next(flow: &mut DatagramFlow) -> Option<Bytes> {
     within(flow.recv.recv()).await.unwrap()
 }
 
+async fn all_closed(client: &FlowClient) {
+    while client.open_flows() > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
 #[tokio::test]
 async fn datagrams_of_any_length_keep_their_bounds() {
     let client = session().await;
@@ -132,12 +138,7 @@ async fn what_was_sent_last_arrives_though_its_sender_is_gone() {
         }
     };
     within(refused).await;
-    let closed = async {
-        while client.open_flows() > 0 {
-            tokio::task::yield_now().await;
-        }
-    };
-    within(closed).await;
+    within(all_closed(&client)).await;
 }
 
 #[tokio::test]
@@ -187,6 +188,19 @@ async fn flows_nobody_reads_hold_back_nobody() {
             assert!(bytes <= 2 << 20);
         }
     }
+}
+
+/// As questions to a name server are: one flow each. More of them than may be open at once.
+#[tokio::test]
+async fn thousands_of_short_flows_leave_nothing_behind() {
+    let client = session().await;
+    let echo = udp_echo().await;
+    for _ in 0..MAX_FLOWS + 1_000 {
+        let mut flow = open(&client, echo).await;
+        flow.send.send("question".into()).unwrap();
+        assert_eq!(next(&mut flow).await.unwrap(), "question");
+    }
+    within(all_closed(&client)).await;
 }
 
 /// The bound is that of all flows together.

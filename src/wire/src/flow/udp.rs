@@ -29,8 +29,8 @@ use self::capsule::Decoder;
 use self::queue::{Entry, Exit, queue};
 use super::{ConnectError, Flow, FlowRecv, FlowSend};
 
-/// A flow that carried nothing for so long is ended by the laptop. RFC 4787 §4.3 asks for two minutes at least, and so does
-/// RFC 9298 §3.1; Linux' connection tracking keeps a UDP stream for as long.
+/// A flow that carried nothing for so long is ended by the laptop. RFC 4787 §4.3 and RFC 9298 §3.1 ask for two minutes at least, as
+/// long as Linux' connection tracking keeps a UDP stream.
 pub const IDLE_TIME: Duration = Duration::from_secs(180);
 
 /// The same for the pod: later, so that what the laptop sends in the last moment still finds its socket.
@@ -87,8 +87,9 @@ impl DatagramFlow {
 }
 
 impl DatagramSend {
-    /// Sends a datagram, or drops it; never waits. It may be sent before the pod has answered, and then waits for that. That it
-    /// was sent does not mean that it arrives, as with any datagram.
+    /// Sends a datagram, or drops it; never waits. It may be sent before the pod has answered, and travels with the question. That
+    /// it was sent does not mean that it arrives, as with any datagram. It should own its bytes: a slice of something larger keeps
+    /// all of that while it waits.
     ///
     /// # Errors
     /// Why it was dropped. Only [`Unsent::Ended`] lasts.
@@ -108,10 +109,10 @@ impl DatagramSend {
 impl DatagramRecv {
     /// The next datagram; `None` after an orderly end: the flow was not used for long. Safe to cancel.
     ///
-    /// A target that refuses (ICMP) is no end and no error, see [`relay`].
+    /// A target that refuses (ICMP) is neither end nor error: it may come back.
     ///
     /// # Errors
-    /// Once: why the pod could not connect, or that the session ended.
+    /// Once: why the pod has no socket for the target, or that the session ended or the pod reset the flow.
     pub async fn recv(&mut self) -> Result<Option<Bytes>, ConnectError> {
         match self.queue.take().await {
             Some(datagram) => Ok(Some(datagram)),

@@ -1,9 +1,10 @@
 //! The pod's end of a UDP flow: one connected socket.
 //!
 //! An ICMP error of the target ("port unreachable": `ECONNREFUSED` at the socket) does not end the flow, and the application
-//! behind it sees what one with an unconnected socket would: nothing, until it gives up waiting. The socket stays
-//! usable, so RFC 9298 §3.1 does not ask for more; the target may be a pod that is just being replaced, and an
-//! application that goes on sending reaches the next one. The laptop could not pass the error on: only the kernel may send ICMP.
+//! behind it sees what one with an unconnected socket would: nothing, until it gives up waiting. RFC 9298 §3.1 asks for
+//! the end where such an error makes the socket unusable; on Linux it stays usable. The target may be a pod that is just
+//! being replaced, and an application that goes on sending reaches the next one. The laptop could not pass the error on: only
+//! its kernel may send ICMP.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -62,15 +63,19 @@ pub(in crate::flow) async fn relay(socket: UdpSocket, flow: Flow) -> Result<(), 
 async fn to_target(socket: &UdpSocket, mut arriving: Datagrams, used: &LastUse) -> Result<(), ConnectError> {
     while let Some(datagram) = arriving.next().await? {
         used.again();
-        // Linux reports the ICMP error of an earlier datagram in place of sending this one. The second error is its own: too
-        // long, or no way. It is lost then, as on any network.
-        if socket.send(&datagram).await.is_err()
-            && let Err(error) = socket.send(&datagram).await
-        {
-            tracing::debug!(%error, "datagram not sent");
-        }
+        deliver(socket, &datagram).await;
     }
     Ok(())
+}
+
+/// Linux reports the ICMP error of an earlier datagram in place of sending this one. A second error is its own: too long, or
+/// no way. It is lost then, as on any network.
+async fn deliver(socket: &UdpSocket, datagram: &[u8]) {
+    if socket.send(datagram).await.is_err()
+        && let Err(error) = socket.send(datagram).await
+    {
+        tracing::debug!(%error, "datagram not sent");
+    }
 }
 
 /// Socket to flow. While the flow waits for window or budget, the kernel keeps up to [`SOCKET_BUFFER`], and drops what comes then.
@@ -111,5 +116,41 @@ async fn receive(socket: &UdpSocket) -> io::Result<Bytes> {
         if !batch.is_empty() {
             return Ok(batch.freeze());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kshuttle_test_support::within;
+    use tokio::io::Interest;
+
+    use super::*;
+
+    /// A target that refuses at first.
+    async fn refused() -> (UdpSocket, SocketAddr) {
+        let target = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let socket = open(target).await.unwrap();
+        socket.send(b"nobody").await.unwrap();
+        while !socket.ready(Interest::ERROR).await.unwrap().is_error() {
+            tokio::task::yield_now().await;
+        }
+        (socket, target)
+    }
+
+    #[tokio::test]
+    async fn the_error_of_one_datagram_does_not_cost_the_next_one() {
+        let (socket, target) = refused().await;
+        let target = UdpSocket::bind(target).await.unwrap();
+        deliver(&socket, b"somebody").await;
+        let mut got = [0; 9];
+        assert_eq!(within(target.recv(&mut got)).await.unwrap(), 8);
+    }
+
+    #[tokio::test]
+    async fn neither_errors_nor_empty_datagrams_end_the_receiving() {
+        let (socket, target) = refused().await;
+        let target = UdpSocket::bind(target).await.unwrap();
+        target.send_to(b"", socket.local_addr().unwrap()).await.unwrap();
+        assert_eq!(within(receive(&socket)).await.unwrap(), [0, 1, 0][..]);
     }
 }
