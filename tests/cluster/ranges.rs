@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use kshuttle::cluster::client::{Options, connect};
 use kshuttle::cluster::subnets::{Found, Mode, Watch, find};
 use kshuttle_test_support::kshuttle::{PATIENCE, eventually, kubectl};
 use kshuttle_test_support::operator::Broken;
@@ -15,7 +16,7 @@ use kube::{Api, Client};
 use serde_json::json;
 
 use crate::pod::{administrator, limited};
-use crate::scene::{block_on, minor};
+use crate::scene::{apply, block_on, minor};
 
 /// A change in the cluster is known after this, or not at all.
 const NOTICED: Duration = Duration::from_secs(5);
@@ -78,6 +79,73 @@ pub(crate) fn who_is_limited_to_a_namespace_gets_its_addresses_only() {
     });
 }
 
+/// The user may read nothing else.
+pub(crate) fn kubeadm_and_calico_tell_who_may_read_theirs() {
+    const USER: &str = "reader-of-ranges";
+    let group = "crd.projectcalico.org";
+    let open = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+    let v1 = json!({"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": open}});
+    let names =
+        json!({"kind": "IPPool", "listKind": "IPPoolList", "plural": "ippools", "singular": "ippool"});
+    apply(&json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": format!("ippools.{group}")},
+        "spec": {"group": group, "scope": "Cluster", "names": names, "versions": [v1]}}));
+    kubectl(&["wait", "--for=condition=Established", &format!("crd/ippools.{group}")]);
+    apply(&json!({"apiVersion": format!("{group}/v1"), "kind": "IPPool", "metadata": {"name": "ranges"},
+        "spec": {"cidr": "192.168.0.0/16"}}));
+    let yaml = "networking:\n  serviceSubnet: 10.96.0.0/12,fd00:10:96::/112\n";
+    apply(&json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"ClusterConfiguration": yaml},
+        "metadata": {"namespace": "kube-system", "name": "kubeadm-config"}}));
+    let subjects = json!([{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": USER}]);
+    let of = |kind: &str| json!({"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": USER});
+    let version = "rbac.authorization.k8s.io/v1";
+    let here = json!({"name": USER, "namespace": "kube-system"});
+    apply(&json!({"apiVersion": version, "kind": "Role", "metadata": here, "rules": [
+        {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["kubeadm-config"], "verbs": ["list", "watch"]}]}));
+    apply(
+        &json!({"apiVersion": version, "kind": "RoleBinding", "metadata": here, "subjects": subjects, "roleRef": of("Role")}),
+    );
+    apply(&json!({"apiVersion": version, "kind": "ClusterRole", "metadata": {"name": USER}, "rules": [
+        {"apiGroups": [group], "resources": ["ippools"], "verbs": ["list", "watch"]}]}));
+    apply(
+        &json!({"apiVersion": version, "kind": "ClusterRoleBinding", "metadata": {"name": USER}, "subjects": subjects,
+        "roleRef": of("ClusterRole")}),
+    );
+
+    let reader = Options {
+        as_user: Some(USER.to_owned()),
+        namespace: Some("default".to_owned()),
+        ..Options::default()
+    };
+    block_on(async {
+        let Found { mut watch, notes } = find(&connect(&reader).await.unwrap(), Mode::Ranges).await.unwrap();
+        let ranges = ["10.96.0.0/12", "192.168.0.0/16", "fd00:10:96::/112"];
+        assert_eq!(watch.ranges(), ranges.map(|range| range.parse::<IpNet>().unwrap()));
+        let said = notes.join("\n");
+        for part in ["(serviceSubnet of kubeadm; ", "(Calico's IPPools; ", "may not list nodes"] {
+            assert!(said.contains(part), "{part} is not in: {said}");
+        }
+        apply(&json!({"apiVersion": format!("{group}/v1"), "kind": "IPPool", "metadata": {"name": "more"},
+            "spec": {"cidr": "10.11.0.0/16"}}));
+        notices(&mut watch, "10.11.0.1", NOTICED).await;
+    });
+
+    kubectl(&[
+        "delete",
+        &format!("crd/ippools.{group}"),
+        &format!("clusterrole/{USER}"),
+        &format!("clusterrolebinding/{USER}"),
+    ]);
+    kubectl(&[
+        "-n",
+        "kube-system",
+        "delete",
+        "configmap/kubeadm-config",
+        &format!("role/{USER}"),
+        &format!("rolebinding/{USER}"),
+    ]);
+}
+
 pub(crate) fn a_new_node_and_a_new_service_are_noticed() {
     block_on(async {
         let cluster = administrator("default").await;
@@ -131,7 +199,20 @@ pub(crate) fn narrow_is_every_address_but_the_nodes() {
         let found = find(&administrator("default").await, Mode::Narrow).await.unwrap();
         let ranges = found.watch.ranges();
         let services = addresses(&["get", "services", "-A", "-o", "jsonpath={.items[*].spec.clusterIP}"]);
-        let pods = addresses(&["get", "pods", "-A", "-o", "jsonpath={.items[*].status.podIP}"]);
+        // Not those of sessions that have just ended.
+        let (foreign, running) =
+            ("app.kubernetes.io/managed-by!=kshuttle", "--field-selector=status.phase=Running");
+        let pods = addresses(&[
+            "get",
+            "pods",
+            "-A",
+            "-l",
+            foreign,
+            running,
+            "-o",
+            "jsonpath={.items[*].status.podIP}",
+        ]);
+        assert!(!pods.is_empty());
         for address in services.iter().chain(&pods).filter(|address| *address != "None") {
             assert!(holds(ranges, address), "{address} is not in {ranges:?}");
         }

@@ -3,7 +3,6 @@
 
 use ipnet::IpNet;
 
-use super::said::Said;
 use super::source::{
     API_SERVERS, CALICO_POOLS, CILIUM_NODES, CILIUM_POOLS, ENDPOINT_SLICES, Feed, KUBEADM_PODS,
     KUBEADM_SERVICES, ListError, Listing, NODE_ADDRESSES, NODE_RANGES, PODS, SERVICE_CIDRS, SERVICES, Source,
@@ -92,7 +91,7 @@ async fn sample(cluster: &Cluster) -> Result<Vec<IpNet>, SubnetsError> {
     for namespace in widely(cluster) {
         for feed in Feed::all(cluster, &PODS, namespace) {
             if let Ok(some) = open(feed.sample(SAMPLE).await)? {
-                return Ok(some.into_iter().flat_map(|said: Said| said.inside).collect());
+                return Ok(some.into_iter().flat_map(|said| said.inside).collect());
             }
         }
     }

@@ -304,6 +304,11 @@ async fn who_is_limited_to_a_namespace_gets_its_addresses_and_no_range_around_th
     assert!(notes[2].contains("(addresses of pods of namespace `dev`; "), "{notes:?}");
     assert_eq!(notes[3], "pods: those of other namespaces than `dev` are not redirected");
     assert_eq!(api.left(), 0);
+    let asked = api.asked().into_iter().find(|asked| asked.line.starts_with(OUR_PODS)).unwrap().line;
+    assert!(
+        asked.contains("labelSelector=app.kubernetes.io%2Fmanaged-by%21%3Dkshuttle"),
+        "not ours: {asked}"
+    );
 }
 
 #[tokio::test]
@@ -353,4 +358,18 @@ async fn all_pages_are_read_and_a_list_that_expired_is_begun_again() {
     assert!(!ranges.contains(&nets(&["10.244.8.0/24"])[0]), "what was read in the first try is out of date");
     let asked: Vec<_> = api.asked().into_iter().filter(|asked| asked.line.starts_with(NODES)).collect();
     assert!(asked[3].line.contains("continue=more"));
+}
+
+#[tokio::test]
+async fn a_list_without_end_is_given_up() {
+    let page = || {
+        let list = list("1", &[pod("a", "10.244.0.4")]);
+        let more = json!({"resourceVersion": "1", "continue": "more"});
+        Answer::ok(NODES, json!({"kind": list["kind"], "metadata": more, "items": list["items"]}))
+    };
+    let cidrs = Answer::ok(CIDRS, fixture("servicecidrs-1.36.json"));
+    let api = started((0..600).map(|_| page()).chain([cidrs])).await;
+    let (_, notes) = found(&api, Mode::Ranges).await;
+    assert!(notes[1].contains("more than 100000 podCIDRs of nodes"), "{notes:?}");
+    assert_eq!(api.left(), 100);
 }

@@ -34,8 +34,8 @@ const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
     .with_max_delay(PAUSE_MAX)
     .with_jitter()
     .without_max_times();
-/// An API server that restarts is back within seconds; a right that is missing may be given any time.
-const PAUSE_MAX: Duration = Duration::from_secs(15);
+/// As controllers of Kubernetes wait at most (client-go's reflector): with these pauses lists replace a forbidden watch, too.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// The ranges as they change. Dropping it ends the watches.
 #[derive(Debug)]
@@ -47,6 +47,8 @@ pub struct Watch {
     fading: Fading,
     /// What was yielded last.
     last: Vec<IpNet>,
+    /// They are more than can be redirected now, which was told.
+    too_many: bool,
     /// When changes that were taken in are put together. Here and not in `next`, so that a call that is given up loses nothing.
     due: Option<Instant>,
     news: mpsc::Receiver<News>,
@@ -82,6 +84,7 @@ impl Watch {
             fixed,
             fading: Fading::default(),
             last: Vec::new(),
+            too_many: false,
             due: None,
             news,
             sender,
@@ -119,12 +122,12 @@ impl Watch {
                 () = is_due => {
                     self.due = None;
                     let ranges = self.put_together();
-                    if ranges.len() > MAX_INCLUDE {
-                        tracing::warn!(
-                            count = ranges.len(),
-                            "more separate ranges than can be redirected; the new ones are not"
-                        );
-                    } else if ranges != self.last {
+                    let (count, had) = (ranges.len(), self.too_many);
+                    self.too_many = count > MAX_INCLUDE;
+                    if self.too_many && !had {
+                        tracing::warn!(count, "more separate ranges than can be redirected; the new ones are not");
+                    }
+                    if !self.too_many && ranges != self.last {
                         self.last.clone_from(&ranges);
                         return ranges;
                     }
