@@ -201,7 +201,7 @@ impl Parts {
         let mut sockets = Vec::new();
         for address in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
             let wanted = include.iter().any(|net| net.addr().is_ipv4() == address.is_ipv4());
-            let Some(ports) = self.listen(address, None, args, wanted, &mut sockets).await? else { continue };
+            let Some(ports) = self.listen(address, None, args, wanted, &mut sockets)? else { continue };
             let (listener, datagrams) = if address.is_ipv4() {
                 (&mut plan.listener_v4, &mut plan.datagrams_v4)
             } else {
@@ -210,7 +210,7 @@ impl Parts {
             (*listener, *datagrams) = (Some(ports.0), ports.1);
         }
         for (name, address, subnet) in bridges(args)? {
-            let Some(ports) = self.listen(address, Some(subnet), args, true, &mut sockets).await? else {
+            let Some(ports) = self.listen(address, Some(subnet), args, true, &mut sockets)? else {
                 continue;
             };
             plan.bridges.push(Bridge { name, address, subnet, listener: ports.0, datagrams: ports.1 });
@@ -265,7 +265,7 @@ impl Parts {
 
     /// Listens at this address: the ports for connections and for datagrams. None where this machine lacks the family
     /// and nobody needs it.
-    async fn listen(
+    fn listen(
         &mut self,
         address: IpAddr,
         only: Option<IpNet>,

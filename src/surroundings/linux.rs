@@ -49,7 +49,7 @@ mod tests {
     /// Lines of Linux 6.18, little-endian, as every Linux we ship for is.
     #[test]
     fn routes_of_both_families() {
-        let v4 = |line| text(v4_route(line));
+        let v4 = |line: &str| text(v4_route(line));
         assert_eq!(
             v4("wlan0\t0005000A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0"),
             Some("10.0.5.0/24 (by wlan0)".into())
@@ -60,7 +60,7 @@ mod tests {
             v4("Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT"),
             None
         );
-        let v6 = |line| text(v6_route(line));
+        let v6 = |line: &str| text(v6_route(line));
         let zeros = "00000000000000000000000000000000";
         let rest = format!("00 {zeros} 00000100 00000001 00000000 00000001");
         assert_eq!(

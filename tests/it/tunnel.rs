@@ -100,7 +100,7 @@ async fn a_connection_to_the_redirect_listener_itself_is_reset() {
     let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = listener.local_addr().unwrap();
     let connections = Connections::default();
-    tokio::spawn(async move { redirect::serve(listener, &connections, session).await });
+    tokio::spawn(async move { redirect::serve(listener, None, &connections, session).await });
     let mut application = TcpStream::connect(address).await.unwrap();
     let error = within(application.read(&mut [0; 1])).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
