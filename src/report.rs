@@ -12,6 +12,7 @@ use std::time::Instant;
 pub use kshuttle_wire::causes::chain;
 
 use crate::app::existing::ExistingError;
+use crate::app::redirect::RedirectError;
 use crate::app::uploaded::UploadedError;
 use crate::cluster::api_error::ApiError;
 use crate::cluster::client::ClusterError;
@@ -224,6 +225,17 @@ fn hint(cause: &(dyn StdError + 'static)) -> Option<String> {
     }
     if PortForwardError::among(cause).is_some_and(PortForwardError::is_forbidden) {
         return Some(FORWARD_RIGHTS.into());
+    }
+    if let Some(error) = cause.downcast_ref::<RedirectError>() {
+        return Some(match error {
+            RedirectError::Taken { .. } => {
+                "end it with `kshuttle quit`, name other ranges, or start both with --narrow, which \
+                 redirects only addresses that the cluster has"
+                    .into()
+            }
+            RedirectError::NoBridge(_) => "`ip address` lists the interfaces".into(),
+            RedirectError::Nobody(..) | RedirectError::NothingNarrow => return None,
+        });
     }
     if let Some(error) = cause.downcast_ref::<RightsError>() {
         return Some(pod::role(&error.role_yaml()));
