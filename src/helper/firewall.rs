@@ -5,12 +5,16 @@
 mod conntrack;
 #[cfg(target_os = "linux")]
 mod nft;
+#[cfg(target_os = "macos")]
+mod pf;
 #[cfg(target_os = "linux")]
 mod standing;
 mod watchdog;
 
 #[cfg(target_os = "linux")]
 use nft as system;
+#[cfg(target_os = "macos")]
+use pf as system;
 
 use std::os::fd::BorrowedFd;
 
