@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use kshuttle::cli::{Cli, Command};
 use kshuttle::privileged::{self, Elevation, Starting};
 use kshuttle::privileges::{self, Became};
+use kshuttle::proxy::orig_dst;
 use kshuttle::report::{self, Steps};
 use kshuttle::{app, logging};
 
@@ -50,6 +51,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
 }
 
 fn start_helper() -> anyhow::Result<Starting> {
+    orig_dst::available()?;
     let elevation = privileged::elevation();
     if elevation == Elevation::Sudo {
         Steps::default().say("Putting redirect rules in needs root: `sudo kshuttle-helper` does only that.");

@@ -23,6 +23,8 @@ use crate::cluster::target::TargetError;
 use crate::cluster::upload::UploadError;
 use crate::port_forward::ForwardingError;
 use crate::privileged::PrivilegedError;
+use crate::proxy::orig_dst::NotFinished;
+
 use crate::shutdown::Stop;
 use crate::tunnel::identity::IdentityError;
 
@@ -147,6 +149,9 @@ fn exit_code(cause: &(dyn StdError + 'static)) -> Option<u8> {
             _ => exit::NO_HELPER,
         });
     }
+    if cause.is::<NotFinished>() {
+        return Some(exit::REDIRECT);
+    }
     if cause.is::<RightsError>() {
         return Some(exit::NOT_PERMITTED);
     }
@@ -224,6 +229,9 @@ fn hint(cause: &(dyn StdError + 'static)) -> Option<String> {
     }
     if PortForwardError::among(cause).is_some_and(PortForwardError::is_forbidden) {
         return Some(FORWARD_RIGHTS.into());
+    }
+    if cause.is::<NotFinished>() {
+        return Some("`kshuttle socks` works: programs that know SOCKS5 reach the cluster by it".into());
     }
     if let Some(error) = cause.downcast_ref::<RightsError>() {
         return Some(pod::role(&error.role_yaml()));
