@@ -322,6 +322,13 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_finished_names_what_works() {
+        let error = anyhow::Error::new(NotFinished);
+        assert_eq!(error.chain().find_map(exit_code), Some(exit::REDIRECT));
+        assert!(error.chain().find_map(hint).is_some_and(|hint| hint.contains("`kshuttle socks` works")));
+    }
+
+    #[test]
     fn a_missing_right_is_found_in_whichever_way_it_was_told() {
         for denied in [forbidden(), refusals(forbidden(), server()), refusals(server(), forbidden())] {
             let words = denied.to_string();

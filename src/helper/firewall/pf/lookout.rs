@@ -15,7 +15,7 @@ use nix::unistd::{Pid, close};
 
 use crate::process;
 
-/// How often it looks. A look starts six short programs; until it, connections may go to the local network.
+/// How often it looks. A look starts eight short programs; until it, connections may go to the local network.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
 /// Our ends of its pipes, and who it is.
