@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use kshuttle::cli::{Cli, Command, RedirectMethod};
 use kshuttle::privileged::{self, Elevation, Starting};
 use kshuttle::privileges::{self, Became};
+use kshuttle::proxy::orig_dst;
 use kshuttle::report::{self, Steps};
 use kshuttle::{app, logging};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -63,6 +64,7 @@ fn raise_descriptor_limit() {
 }
 
 fn start_helper() -> anyhow::Result<Starting> {
+    orig_dst::available()?;
     let elevation = privileged::elevation();
     if elevation == Elevation::Sudo {
         Steps::default().say("Putting redirect rules in needs root: `sudo kshuttle-helper` does only that.");
