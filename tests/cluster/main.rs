@@ -42,7 +42,7 @@ const REDIRECTED: &[Test] = tests! {
         a_refused_port_is_an_error_at_once,
         a_black_hole_hangs_nobody_else,
         excluded_ranges_are_left_alone,
-        nothing_leaks_in_ten_thousand_connects;
+        nothing_leaks_in_a_hundred_thousand_connects;
     datagrams:
         cluster_dns_answers_over_udp_and_tcp,
         ten_thousand_datagrams_come_back,

@@ -12,6 +12,32 @@ use nix::sys::signal::Signal;
 
 use super::reach::{RANGES, bench};
 
+/// A node that joins the cluster, as far as the API server knows; it leaves when dropped.
+pub(crate) struct NewNode(String);
+
+impl NewNode {
+    /// Named by its pods' range.
+    pub(crate) fn with_pods_in(range: &str) -> Self {
+        let name = format!("late-{}", range.replace(['.', '/'], "-"));
+        let node = format!(
+            r#"{{"apiVersion":"v1","kind":"Node","metadata":{{"name":"{name}"}},
+                "spec":{{"podCIDR":"{range}","podCIDRs":["{range}"],"unschedulable":true}}}}"#
+        );
+        let file = std::env::temp_dir().join(format!("kshuttle-{name}-{}", std::process::id()));
+        fs::write(&file, node).unwrap();
+        let _ = Command::new("kubectl").args(["delete", "node", &name, "--ignore-not-found"]).output();
+        kubectl(&["create", "-f", file.to_str().unwrap()]);
+        fs::remove_file(&file).unwrap();
+        Self(name)
+    }
+}
+
+impl Drop for NewNode {
+    fn drop(&mut self) {
+        kubectl(&["delete", "node", &self.0]);
+    }
+}
+
 fn fails(arguments: &[&str]) -> String {
     let failed = Command::new(program("kshuttle")).args(arguments).output().unwrap();
     assert!(!failed.status.success());
@@ -90,18 +116,12 @@ pub(crate) fn narrow_redirects_what_there_is_and_follows() {
 
 /// A node that joins while kshuttle runs: its pods' range is reached within five seconds.
 pub(crate) fn a_new_node_s_pods_are_reached() {
-    const NODE: &str = r#"{"apiVersion":"v1","kind":"Node","metadata":{"name":"late"},
-        "spec":{"podCIDR":"10.244.99.0/24","podCIDRs":["10.244.99.0/24"],"unschedulable":true}}"#;
     let kshuttle = Kshuttle::start(&[]);
-    let file = std::env::temp_dir().join(format!("kshuttle-node-{}", std::process::id()));
-    fs::write(&file, NODE).unwrap();
-    let _ = Command::new("kubectl").args(["delete", "node", "late", "--ignore-not-found"]).output();
-    kubectl(&["create", "-f", file.to_str().unwrap()]);
+    let node = NewNode::with_pods_in("10.244.99.0/24");
     let said = eventually("the range is told", Duration::from_secs(5), || {
         Some(kshuttle.said()).filter(|said| said.contains("10.244.99.0/24"))
     });
-    kubectl(&["delete", "node", "late"]);
-    fs::remove_file(&file).unwrap();
+    drop(node);
     assert!(said.contains("ranges changed: "), "{said}");
     let meter = LeakMeter::start();
     // Redirected: it is refused by the cluster, not lost in the local network.

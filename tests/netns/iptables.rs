@@ -128,7 +128,7 @@ pub(crate) fn other_ranges_replace_the_first() {
 
 pub(crate) fn sigkill_is_undone_by_the_watchdog() {
     with_each(|| {
-        let before = saved();
+        let before = scene::state();
         let listener = Listener::start();
         let mut helper = Helper::ready(&by_iptables(plan("a", &listener, &["10.0.0.0/8"], &[])));
         let mut application = connect_to("10.1.2.3:80");
@@ -139,7 +139,7 @@ pub(crate) fn sigkill_is_undone_by_the_watchdog() {
         let end = read_end(&mut application);
         assert_eq!(end.map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
         assert_eq!(helper.wait(), (None, String::new()));
-        assert_eq!(saved(), before);
+        assert_eq!(scene::state(), before);
     });
 }
 

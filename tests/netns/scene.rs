@@ -94,6 +94,35 @@ pub(crate) fn ruleset() -> String {
     output("nft", &["-s", "list", "ruleset"])
 }
 
+/// All that a helper could change: rules of both makes, policy rules, routes, links, and the network's settings.
+pub(crate) fn state() -> String {
+    let mut state = ruleset();
+    for saved in ["iptables-save", "ip6tables-save"] {
+        let text = output(saved, &[]);
+        state.extend(text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")));
+    }
+    let routes = ["route", "show", "table", "all"];
+    for what in [&["rule"][..], &["-6", "rule"], &routes, &[&["-6"][..], &routes].concat(), &["link"]] {
+        state += &output("ip", what);
+    }
+    settings(Path::new("/proc/sys/net"), &mut state);
+    state
+}
+
+/// Every setting below this folder that can be read, but for what the kernel counts by itself.
+fn settings(folder: &Path, state: &mut String) {
+    let mut entries: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    entries.sort();
+    for path in entries {
+        if path.is_dir() {
+            settings(&path, state);
+        } else if !path.ends_with("nf_conntrack_count") {
+            let value = fs::read_to_string(&path).unwrap_or_default();
+            *state += &format!("{} = {}\n", path.display(), value.trim());
+        }
+    }
+}
+
 /// What a program prints; it must succeed.
 pub(crate) fn output(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().unwrap();

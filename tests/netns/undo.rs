@@ -29,15 +29,15 @@ fn wait_for_the_flush() {
 fn leaves_nothing(mut helper: Helper, end: impl FnOnce(&mut Helper)) {
     scene::foreign_nat_table();
     let listener = Listener::start();
-    let before = scene::ruleset();
+    let before = scene::state();
     helper.make_ready(&plan("a", &listener, &["10.0.0.0/8", "fd00::/8"], &[]));
-    assert_ne!(scene::ruleset(), before);
+    assert_ne!(scene::state(), before);
     let (application, stream) = open(&listener);
     reset(stream);
     end(&mut helper);
     helper.wait_for_silence();
     assert_eq!(helper.wait(), (Some(0), String::new()));
-    assert_eq!(scene::ruleset(), before);
+    assert_eq!(scene::state(), before);
     assert_was_reset(application);
     assert_eq!(leaked(), 0);
     // And the way is free again.
@@ -114,6 +114,7 @@ pub(crate) fn nothing_leaks_while_the_undo_waits() {
 /// Ours is the only nat table here, too: the watchdog must keep the translation until the reset is through.
 pub(crate) fn sigkill_is_undone_by_the_watchdog() {
     scene::run(|| {
+        let before = scene::state();
         let listener = Listener::start();
         let mut helper = Helper::ready(&plan("a", &listener, &["10.0.0.0/8"], &[]));
         let (application, stream) = open(&listener);
@@ -124,6 +125,7 @@ pub(crate) fn sigkill_is_undone_by_the_watchdog() {
         assert_was_reset(application);
         assert_eq!(helper.wait(), (None, String::new()), "the watchdog is through");
         eventually("nothing is left", || scene::ruleset().is_empty());
+        assert_eq!(scene::state(), before);
         assert!(listener.is_idle());
         let _pending = begin_connect(0, "10.1.2.3:80");
         eventually("the way is free", || leaked() == 1);
@@ -132,6 +134,7 @@ pub(crate) fn sigkill_is_undone_by_the_watchdog() {
 
 pub(crate) fn sigkill_of_both_is_undone_by_the_kernel() {
     scene::run(|| {
+        let before = scene::state();
         let listener = Listener::start();
         let mut helper = Helper::ready(&plan("a", &listener, &["10.0.0.0/8"], &[]));
         let watchdog = helper.child("kshuttle-helper");
@@ -140,6 +143,7 @@ pub(crate) fn sigkill_of_both_is_undone_by_the_kernel() {
         kill(watchdog, Signal::SIGKILL).unwrap();
         assert_eq!(helper.wait(), (None, String::new()));
         eventually("the table is gone", || scene::ruleset().is_empty());
+        assert_eq!(scene::state(), before);
     });
 }
 
