@@ -187,11 +187,12 @@ impl Pool {
 
     /// Leads all tunnels to another pod, or to none. Flows to the pod before are reset at once.
     pub fn lead(&self, route: Option<Route>) {
-        self.shared.route.send_replace(route);
-        // Here already: whoever waits for the new route must not take the old one's state for its own.
-        for slot in &self.shared.slots {
-            slot.forget();
-        }
+        self.shared.route.send_modify(|led| {
+            *led = route;
+            // Before anybody sees the new route: whoever waits for it must not take the old one's state for its own, and
+            // what its tunnels have made already must not be forgotten.
+            self.shared.slots.iter().for_each(Slot::forget);
+        });
         self.shared.changed.send_replace(());
     }
 

@@ -101,7 +101,7 @@ pub(crate) fn excluded_ranges_are_left_alone() {
 pub(crate) fn nothing_leaks_in_a_hundred_thousand_connects() {
     const WORKERS: usize = 16;
     const CONNECTS: usize = 100_000;
-    const PORTS: Range<u16> = 40_000..40_192;
+    const PORTS: Range<u16> = 20_000..20_192; // below those that the kernel chooses
     for port in PORTS {
         let tried = from_port(port);
         tried.set_nonblocking(true).unwrap();

@@ -96,6 +96,20 @@ impl Scene {
     }
 }
 
+/// A tunnel without its link would look up, and no connection would ever be given to it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn whoever_leads_to_a_pod_never_takes_a_new_tunnel_s_link_away() {
+    for pod in 0..10 {
+        let scene = Scene::start(Settings { tunnels: 1, ..Settings::default() }).await;
+        // A pod keeps sixteen links, those of routes before for a while.
+        for round in 0..12 {
+            scene.pool.lead(Some(scene.route()));
+            within(scene.pool.first_up(Duration::from_secs(60))).await.unwrap();
+            assert!(scene.pool.status()[0].link.is_some(), "pod {pod}, round {round}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn flows_do_not_notice_that_their_byte_streams_are_reset() {
     let scene = Scene::start(Settings::default()).await;

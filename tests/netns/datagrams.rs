@@ -69,12 +69,12 @@ pub(crate) fn a_port_used_again_is_asked_again() {
         let mut helper = Helper::ready(&with_datagrams(&Listener::start(), &v4, &v6));
         let mut senders = Vec::new();
         for destination in ["10.1.2.3:53", "10.4.5.6:53"] {
-            let application = bind("0.0.0.0:40123");
+            let application = bind("0.0.0.0:20123");
             application.send_to(b"question", destination).unwrap();
             let (_, from) = v4.recv_from(&mut [0; 64]).unwrap();
             assert_eq!(origin(&mut helper, from, &v4).unwrap().to_string(), destination);
             senders.push(from);
-            scene::output("conntrack", &["-D", "-p", "udp", "--orig-port-src", "40123"]); // as if its time were over
+            scene::output("conntrack", &["-D", "-p", "udp", "--orig-port-src", "20123"]); // as if its time were over
             assert_eq!(origin(&mut helper, from, &v4), None);
         }
         assert_eq!(senders[0], senders[1], "nothing but the question can tell them apart");
