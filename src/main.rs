@@ -2,11 +2,12 @@
 
 use std::process::ExitCode;
 
-use kshuttle::cli::{Cli, Command, RedirectMethod};
-use kshuttle::privileged::{self, Elevation, Starting};
+use kshuttle::cli::{Cli, Command, Elevate, RedirectMethod};
+use kshuttle::privileged::elevation::Elevation;
+use kshuttle::privileged::{self, Starting};
 use kshuttle::privileges::{self, Became};
 use kshuttle::report::{self, Steps};
-use kshuttle::{app, logging};
+use kshuttle::{app, logging, sudoers};
 
 fn main() -> ExitCode {
     let cli = Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
@@ -20,12 +21,15 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> anyhow::Result<()> {
     // No thread exists yet: rights belong to threads.
     let helper = match cli.command {
-        None if cli.redirect.redirect != RedirectMethod::None => Some(start_helper()?),
+        None if cli.redirect.redirect != RedirectMethod::None => Some(start_helper(cli.redirect.elevate)?),
         _ => None,
     };
     match privileges::drop_all()? {
         // Of ssh-proxy the standard error is ssh's; the others end at once.
-        _ if matches!(cli.command, Some(Command::SshProxy(_) | Command::Status(_) | Command::Quit(_))) => {}
+        _ if matches!(
+            cli.command,
+            Some(Command::SshProxy(_) | Command::Status(_) | Command::Quit(_) | Command::Sudoers(_))
+        ) => {}
         Became::RootWithoutCapabilities => Steps::default().say("running as root, without any capability"),
         Became::User(name) => Steps::default().say(format_args!("running as {name}")),
         Became::Unchanged => {}
@@ -40,6 +44,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
             (Some(Command::Cleanup(args)), _) => app::cleanup(&cli.cluster, args).await,
             (Some(Command::Status(args)), _) => app::status(args).await,
             (Some(Command::Quit(args)), _) => app::quit(args).await,
+            (Some(Command::Sudoers(args)), _) => sudoers::rule(args).map(report::answer).map_err(Into::into),
             (None, helper) => app::redirect(&cli.cluster, &cli.redirect, helper).await,
         }
     });
@@ -48,10 +53,13 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     result
 }
 
-fn start_helper() -> anyhow::Result<Starting> {
-    let elevation = privileged::elevation();
-    if elevation == Elevation::Sudo {
-        Steps::default().say("Putting redirect rules in needs root: `sudo kshuttle-helper` does only that.");
+fn start_helper(elevate: Elevate) -> anyhow::Result<Starting> {
+    let elevation = Elevation::choose(elevate)?;
+    if let Some(program) = elevation.program() {
+        Steps::default().say(format_args!(
+            "Putting redirect rules in needs root: `{} kshuttle-helper` does only that.",
+            program.name()
+        ));
     }
-    Ok(privileged::start(elevation)?)
+    Ok(privileged::start(&elevation)?)
 }
