@@ -222,6 +222,7 @@ impl Parts {
         pod: &PodArgs,
         steps: &mut Steps,
     ) -> anyhow::Result<Cluster> {
+        self.connections = Connections::through(pod.tunnels.into());
         let cluster = connect_cluster(args, steps).await?;
         let through = self.through.insert(Through::new(cluster.clone(), args.transport, pod)?);
         if let Some(session) = &self.session {

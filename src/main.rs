@@ -6,8 +6,13 @@ use kshuttle::cli::{Cli, Command, Elevate, RedirectMethod};
 use kshuttle::privileged::elevation::Elevation;
 use kshuttle::privileged::{self, Starting};
 use kshuttle::privileges::{self, Became};
+use kshuttle::proxy::orig_dst;
 use kshuttle::report::{self, Steps};
 use kshuttle::{app, logging, sudoers};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// Room for the connections of sixteen tunnels, the most there can be.
+const DESCRIPTORS: u64 = 40_000;
 
 fn main() -> ExitCode {
     let cli = Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
@@ -34,6 +39,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Became::User(name) => Steps::default().say(format_args!("running as {name}")),
         Became::Unchanged => {}
     }
+    raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         match (&cli.command, helper) {
@@ -53,7 +59,17 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     result
 }
 
+/// Every connection is one; the usual limit of 1,024 is for programs that use select(2).
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard.min(DESCRIPTORS), hard));
+    if let Err(error) = raised {
+        tracing::debug!(%error, "the limit of descriptors stays");
+    }
+}
+
 fn start_helper(elevate: Elevate) -> anyhow::Result<Starting> {
+    orig_dst::available()?;
     let elevation = Elevation::choose(elevate)?;
     if let Some(program) = elevation.program() {
         Steps::default().say(format_args!(

@@ -1,15 +1,22 @@
 //! Giving up root: once the helper runs, nothing else of this program needs any right.
 //!
-//! Must happen before the first thread exists: capabilities and `no_new_privs` belong to threads.
+//! Must happen before the first thread exists: what one may do belongs, on Linux, to threads.
 
 #![allow(unsafe_code, reason = "setting HOME is unsafe where other threads may read it; here is only one")]
+
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(target_os = "linux")]
+use linux as system;
+#[cfg(target_os = "macos")]
+mod macos;
+#[cfg(target_os = "macos")]
+use macos as system;
 
 use std::env;
 use std::ffi::CString;
 
-use caps::CapSet;
-use nix::sys::prctl;
-use nix::unistd::{Gid, Uid, User, geteuid, getuid, initgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Uid, User, geteuid, getuid, setgid, setuid};
 
 /// Who the process is after it gave up its rights.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,9 +41,12 @@ pub enum PrivilegesError {
     /// A system call failed.
     #[error("{0}")]
     Call(&'static str, #[source] nix::Error),
+    /// The system keeps root's rights as long as the user is root.
+    #[error("give up root: there is no user to become; start kshuttle as a user, or by sudo as one")]
+    Root,
     /// The capabilities could not be cleared.
     #[error("give up capabilities")]
-    Capabilities(#[source] caps::errors::CapsError),
+    Capabilities(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// After giving up root it could be had again.
     #[error("root can be regained after giving it up")]
     Regained,
@@ -54,11 +64,7 @@ pub fn drop_all() -> Result<Became, PrivilegesError> {
     } else {
         Became::RootWithoutCapabilities
     };
-    // Without this, uid 0 would get its capabilities back with the next program it executes (capabilities(7)).
-    prctl::set_no_new_privs().map_err(|error| PrivilegesError::Call("set no_new_privs", error))?;
-    for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
-        caps::clear(None, set).map_err(PrivilegesError::Capabilities)?;
-    }
+    system::give_up_rights()?;
     Ok(became)
 }
 
@@ -89,14 +95,16 @@ fn caller(variable: impl Fn(&str) -> Option<String>) -> Result<Option<(User, Gid
     Ok(Some(user).filter(|(user, _)| !user.uid.is_root()))
 }
 
-/// Groups first: a user may not change them. Returns the user's name.
+/// Groups first: a user may not change them. Of root, setgid(2) and setuid(2) set the real, the effective and the saved id.
+/// Returns the user's name.
 fn become_user(user: User, gid: Gid) -> Result<String, PrivilegesError> {
     let uid = user.uid;
     let name = CString::new(user.name.clone()).map_err(|_| PrivilegesError::NoUser(uid.to_string()))?;
-    initgroups(&name, gid).map_err(|error| PrivilegesError::Call("take on the user's groups", error))?;
-    setresgid(gid, gid, gid).map_err(|error| PrivilegesError::Call("take on the user's group", error))?;
-    setresuid(uid, uid, uid).map_err(|error| PrivilegesError::Call("become the user who called", error))?;
-    if setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0)).is_ok() || getuid().is_root() {
+    system::take_on_groups(&name, gid)
+        .map_err(|error| PrivilegesError::Call("take on the user's groups", error))?;
+    setgid(gid).map_err(|error| PrivilegesError::Call("take on the user's group", error))?;
+    setuid(uid).map_err(|error| PrivilegesError::Call("become the user who called", error))?;
+    if setuid(Uid::from_raw(0)).is_ok() || getuid().is_root() {
         return Err(PrivilegesError::Regained);
     }
     // HOME is root's by now; the kubeconfig and its plugins' caches are the user's.

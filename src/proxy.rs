@@ -6,8 +6,8 @@ pub mod redirect;
 pub mod socks;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use std::{fmt, io};
 
 use kshuttle_wire::flow::{Flow, MAX_FLOWS};
@@ -22,6 +22,9 @@ const BACKLOG: u32 = 4096;
 
 /// Pause after a failed `accept`, so that running out of descriptors is no busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How often the same warning is given.
+const TELL_AGAIN: Duration = Duration::from_secs(10);
 
 /// Listens on `address`; port 0 lets the kernel choose.
 ///
@@ -40,22 +43,28 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 /// Connections of all listeners: how many, and their common end.
 #[derive(Clone)]
 pub struct Connections {
+    most: usize,
     room: Arc<Semaphore>,
+    /// When it was last said that there are too many.
+    told: Arc<Mutex<Option<Instant>>>,
     tasks: TaskTracker,
     reset: CancellationToken,
 }
 
 impl Default for Connections {
     fn default() -> Self {
-        Self {
-            room: Arc::new(Semaphore::new(MAX_FLOWS)),
-            tasks: TaskTracker::new(),
-            reset: CancellationToken::new(),
-        }
+        Self::through(1)
     }
 }
 
 impl Connections {
+    /// As many as this many tunnels carry.
+    pub fn through(tunnels: usize) -> Self {
+        let most = tunnels * MAX_FLOWS;
+        let (tasks, reset) = (TaskTracker::new(), CancellationToken::new());
+        Self { most, room: Arc::new(Semaphore::new(most)), tasks, reset, told: Arc::default() }
+    }
+
     /// Accepts for ever, one task per connection. A connection too many is reset.
     pub async fn accept<F, R>(&self, listener: TcpListener, serve: F)
     where
@@ -65,6 +74,7 @@ impl Connections {
         loop {
             let socket = match listener.accept().await {
                 Ok((socket, _)) => socket,
+                // Most often no descriptor is free: what waits is taken when one is.
                 Err(error) => {
                     tracing::warn!(%error, "accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -73,7 +83,7 @@ impl Connections {
             };
             relay::arm(&socket);
             let Ok(place) = self.room.clone().try_acquire_owned() else {
-                tracing::warn!("connection reset: {MAX_FLOWS} are open already");
+                self.tell_that_it_is_full();
                 continue;
             };
             let served = serve(socket);
@@ -83,6 +93,18 @@ impl Connections {
                 reset.run_until_cancelled(served).await;
                 drop(place);
             });
+        }
+    }
+
+    /// Once in a while: a storm of connections must not become one of lines.
+    fn tell_that_it_is_full(&self) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|told| told.elapsed() >= TELL_AGAIN) {
+            *told = Some(Instant::now());
+            tracing::warn!(
+                "connections reset: {} are open already (--tunnels makes room for more)",
+                self.most
+            );
         }
     }
 

@@ -12,6 +12,7 @@ use std::time::Instant;
 pub use kshuttle_wire::causes::chain;
 
 use crate::app::existing::ExistingError;
+use crate::app::redirect::RedirectError;
 use crate::app::uploaded::UploadedError;
 use crate::cluster::api_error::ApiError;
 use crate::cluster::client::ClusterError;
@@ -23,6 +24,8 @@ use crate::cluster::target::TargetError;
 use crate::cluster::upload::UploadError;
 use crate::port_forward::ForwardingError;
 use crate::privileged::PrivilegedError;
+use crate::proxy::orig_dst::NotFinished;
+
 use crate::shutdown::Stop;
 use crate::sudoers::SudoersError;
 use crate::tunnel::identity::IdentityError;
@@ -148,6 +151,9 @@ fn exit_code(cause: &(dyn StdError + 'static)) -> Option<u8> {
             _ => exit::NO_HELPER,
         });
     }
+    if cause.is::<NotFinished>() {
+        return Some(exit::REDIRECT);
+    }
     if cause.is::<RightsError>() {
         return Some(exit::NOT_PERMITTED);
     }
@@ -225,6 +231,20 @@ fn hint(cause: &(dyn StdError + 'static)) -> Option<String> {
     }
     if PortForwardError::among(cause).is_some_and(PortForwardError::is_forbidden) {
         return Some(FORWARD_RIGHTS.into());
+    }
+    if let Some(error) = cause.downcast_ref::<RedirectError>() {
+        return Some(match error {
+            RedirectError::Taken { .. } => {
+                "end it with `kshuttle quit`, name other ranges, or start both with --narrow, which \
+                 redirects only addresses that the cluster has"
+                    .into()
+            }
+            RedirectError::NoBridge(_) => "`ip address` lists the interfaces".into(),
+            RedirectError::Nobody(..) | RedirectError::NothingNarrow => return None,
+        });
+    }
+    if cause.is::<NotFinished>() {
+        return Some("`kshuttle socks` works: programs that know SOCKS5 reach the cluster by it".into());
     }
     if let Some(error) = cause.downcast_ref::<RightsError>() {
         return Some(pod::role(&error.role_yaml()));
@@ -317,6 +337,13 @@ mod tests {
     fn told(source: PortForwardError) -> (Option<u8>, Option<String>) {
         let error = anyhow::Error::new(ForwardingError::Probe { pod: "p".into(), source }).context("start");
         (error.chain().find_map(exit_code), error.chain().find_map(hint))
+    }
+
+    #[test]
+    fn what_is_not_finished_names_what_works() {
+        let error = anyhow::Error::new(NotFinished);
+        assert_eq!(error.chain().find_map(exit_code), Some(exit::REDIRECT));
+        assert!(error.chain().find_map(hint).is_some_and(|hint| hint.contains("`kshuttle socks` works")));
     }
 
     #[test]

@@ -9,14 +9,23 @@ pub mod ticket;
 mod linux;
 #[cfg(target_os = "linux")]
 use linux as system;
+#[cfg(target_os = "macos")]
+mod macos;
+#[cfg(target_os = "macos")]
+use macos as system;
 
 use std::fmt;
 use std::str::FromStr;
 
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+use sha2::{Digest, Sha256};
+
 /// One run of kshuttle.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
-    /// A boot of a machine and a namespace of processes in it, as 16 hexadecimal digits.
+    /// A boot of a machine and, on Linux, a namespace of processes in it, as 16 hexadecimal digits.
     place: String,
     pid: u32,
     /// In the system's own unit, to tell processes with the same id.
@@ -27,14 +36,13 @@ impl Session {
     /// This one; none when the system does not tell.
     pub fn current() -> Option<Self> {
         let pid = std::process::id();
-        Some(Self { place: system::place()?, pid, started: system::started(pid)? })
+        Some(Self { place: place()?, pid, started: system::started(pid)? })
     }
 
     /// Whether it is certain that this session is over.
     pub fn is_dead(&self) -> bool {
-        system::place().is_some_and(|place| place == self.place)
-            && (!system::exists(self.pid)
-                || system::started(self.pid).is_some_and(|started| started != self.started))
+        place().is_some_and(|place| place == self.place)
+            && (!exists(self.pid) || system::started(self.pid).is_some_and(|started| started != self.started))
     }
 }
 
@@ -60,6 +68,16 @@ impl FromStr for Session {
             started: started.parse().map_err(drop)?,
         })
     }
+}
+
+/// Where process ids mean what they do here. Hashed: it is written where others read it.
+fn place() -> Option<String> {
+    Some(Sha256::digest(system::place()?)[..8].iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Whether the kernel knows this process; also one that is hidden from us (`hidepid`) or of another user.
+fn exists(pid: u32) -> bool {
+    i32::try_from(pid).is_ok_and(|pid| kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH))
 }
 
 #[cfg(test)]

@@ -89,7 +89,8 @@ unpack() {
   shift 2
   rm -rf "$new" && mkdir -p "$new/debs" "$new/root"
   "$how" "$new/debs" "$@" >>"$BOX/log/packages.log" 2>&1 || {
-    apt-get "${APT_PRIVATE[@]}" update >>"$BOX/log/packages.log" 2>&1 # the lists may be older than the mirror
+    # The lists may be older than the mirror.
+    if [[ $how == resolve ]]; then apt-get -qq update; else apt-get "${APT_PRIVATE[@]}" update; fi >>"$BOX/log/packages.log" 2>&1
     "$how" "$new/debs" "$@" >>"$BOX/log/packages.log" 2>&1
   }
   unpack_merged "$new/debs" "$new/root"
@@ -112,9 +113,10 @@ download_source() {
   (cd "$1" && "${apt[@]}" --download-only source "${2%/*}")
 }
 
-# resolve FOLDER PACKAGE...: those the machine does not have installed, and the libraries they miss.
+# resolve FOLDER PACKAGE...: those the machine does not have installed, and the libraries they miss, from its own sources: what is
+# installed may be newer than the main archive has.
 resolve() {
-  apt-get "${APT_PRIVATE[@]}" -o "Dir::Cache::archives=$1" --download-only install "${@:2}"
+  apt-get -qq -y -o APT::Sandbox::User=root -o APT::Install-Recommends=false -o "Dir::Cache::archives=$1" --download-only install "${@:2}"
 }
 
 # unpack_merged DEBS ROOT: as on a machine where /bin, /sbin and /lib are links into /usr; a real /lib would hide the machine's.

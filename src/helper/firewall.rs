@@ -11,6 +11,8 @@ mod iptables;
 mod linux;
 #[cfg(target_os = "linux")]
 mod nft;
+#[cfg(target_os = "macos")]
+mod pf;
 #[cfg(target_os = "linux")]
 mod program;
 #[cfg(target_os = "linux")]
@@ -19,6 +21,8 @@ mod watchdog;
 
 #[cfg(target_os = "linux")]
 use linux as system;
+#[cfg(target_os = "macos")]
+use pf as system;
 
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;

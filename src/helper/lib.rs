@@ -22,10 +22,12 @@
 //! SIGKILL is answered by a watchdog (`firewall/watchdog.rs`).
 //!
 //! On the way: [`protocol`] → `conversation` → [`plan`] → `firewall`, and below it `firewall/nft` (rules),
-//! `firewall/conntrack` and `firewall/standing` (connections). `process` has all the unsafe code.
+//! `firewall/conntrack` and `firewall/standing` (connections); on macOS `firewall/pf`, which speaks the words of [`macos`].
+//! `process` has all the unsafe code but one question to a device (`macos/device.rs`).
 
 mod conversation;
 mod firewall;
+pub mod macos;
 pub mod plan;
 mod process;
 pub mod protocol;

@@ -1,4 +1,5 @@
-//! What a process of root must do to itself, and how it makes children: the only unsafe code of this crate.
+//! What a process of root must do to itself, and how it makes children: the only unsafe code of this crate, but for the one
+//! question of `macos/device.rs`.
 
 #![allow(
     unsafe_code,

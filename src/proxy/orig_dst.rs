@@ -9,6 +9,15 @@ use tokio::net::TcpStream;
 mod linux;
 #[cfg(target_os = "linux")]
 use linux as imp;
+#[cfg(target_os = "macos")]
+mod macos;
+#[cfg(target_os = "macos")]
+use macos as imp;
+
+/// A part of kshuttle that is still to be made for this system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("redirecting on this system is not finished")]
+pub struct NotFinished;
 
 /// Why a connection's original destination is not known.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +28,14 @@ pub enum OrigDstError {
     /// It was made to our listener itself: forwarding it would come back here.
     #[error("the connection was made to our own listener")]
     Ourselves,
+}
+
+/// Whether this program can ask at all; without that nothing must be redirected to it.
+///
+/// # Errors
+/// When it cannot on this system.
+pub fn available() -> Result<(), NotFinished> {
+    imp::available()
 }
 
 /// The destination `socket` was connected to before it was redirected to us.

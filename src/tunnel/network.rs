@@ -10,6 +10,10 @@ use std::time::Duration;
 mod linux;
 #[cfg(target_os = "linux")]
 use linux as imp;
+#[cfg(target_os = "macos")]
+mod macos;
+#[cfg(target_os = "macos")]
+use macos as imp;
 
 /// Changes come in bursts (link, address, routes); one question answers for all of them.
 const BURST: Duration = Duration::from_millis(250);

@@ -10,6 +10,7 @@
 //! anew. Towards SSH servers that are not ours there is no link (`stock.rs`). Nothing here knows what the byte streams are
 //! made of.
 
+mod load;
 mod slot;
 mod standstill;
 mod status;
@@ -269,7 +270,7 @@ impl Pool {
         }
     }
 
-    /// The tunnel a new flow goes to: attached, with the fewest bytes on their way, then the fewest flows.
+    /// The tunnel a new flow goes to: attached, not full, with the fewest bytes on their way, then the fewest flows.
     fn best(&self) -> Option<Session> {
         let ready = self.shared.slots.iter().filter_map(Slot::ready);
         ready.min_by_key(|(load, _)| *load).map(|(_, session)| session)

@@ -8,6 +8,7 @@
 
 mod admission;
 mod carry;
+mod datagrams;
 mod end;
 mod existing;
 mod faults;
@@ -17,6 +18,7 @@ mod place;
 mod pod;
 mod ranges;
 mod reach;
+mod redirect;
 mod rights;
 mod runtime;
 mod scene;
@@ -41,6 +43,24 @@ const REDIRECTED: &[Test] = tests! {
         a_black_hole_hangs_nobody_else,
         excluded_ranges_are_left_alone,
         nothing_leaks_in_ten_thousand_connects;
+    datagrams:
+        cluster_dns_answers_over_udp_and_tcp,
+        ten_thousand_datagrams_come_back,
+        one_socket_talks_to_several_services,
+        many_sockets_at_once,
+        without_udp_it_is_left_alone;
+    redirect:
+        ranges_come_from_a_file,
+        one_port_of_an_address_is_left_alone,
+        iptables_serves_as_well,
+        without_rules_it_listens_all_the_same,
+        narrow_redirects_what_there_is_and_follows,
+        a_new_node_s_pods_are_reached,
+        the_same_range_twice_is_refused_and_others_are_not,
+        five_thousand_connections_at_once,
+        running_out_of_descriptors_is_survived,
+        a_storm_of_connections_is_refused_at_the_bound,
+        own_addresses_stay_own;
     carry:
         a_gibibyte_each_way_arrives_whole,
         two_hundred_connections_at_once,

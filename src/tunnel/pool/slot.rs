@@ -18,6 +18,7 @@ use kshuttle_wire::link::{self, AttachError, Detached, Limits, LinkHandle, Phase
 use tokio::time::{Instant, sleep, timeout};
 
 use super::super::ssh::Session;
+use super::load::Load;
 use super::standstill::stands_still;
 use super::status::TunnelStatus;
 use super::{DialError, Dialed, Route, Shared, stock};
@@ -51,9 +52,6 @@ const CLOSE_TIME: Duration = Duration::from_millis(500);
 /// An outage of one tunnel that is worth a line in the log.
 const NOTABLE_OUTAGE: Duration = Duration::from_secs(1);
 
-/// In-flight bytes that make a difference between tunnels; below, the number of flows decides.
-const LOAD_STEP: u64 = 64 << 10;
-
 /// One tunnel, as the pool sees it.
 pub(super) struct Slot {
     index: usize,
@@ -82,7 +80,7 @@ impl Slot {
     }
 
     /// Its load and session, if a flow opened now would reach the pod now.
-    pub(super) fn ready(&self) -> Option<((u64, usize), Session)> {
+    pub(super) fn ready(&self) -> Option<(Load, Session)> {
         let state = self.lock();
         let session = state.session.as_ref()?;
         let in_flight = match (&state.link, session.channels()) {
@@ -92,7 +90,7 @@ impl Slot {
             (None, Some(channels)) if stock::has_room(session) => channels.backlog() as u64,
             (None, _) => return None,
         };
-        Some(((in_flight / LOAD_STEP, session.open_flows()), session.clone()))
+        Some((Load::of(in_flight, session.open_flows()), session.clone()))
     }
 
     /// What its byte stream is made of, once login is through.

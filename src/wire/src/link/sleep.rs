@@ -4,10 +4,10 @@
 mod linux;
 #[cfg(target_os = "linux")]
 use linux as clock;
-#[cfg(not(target_os = "linux"))]
-mod wall;
-#[cfg(not(target_os = "linux"))]
-use wall as clock;
+#[cfg(target_os = "macos")]
+mod macos;
+#[cfg(target_os = "macos")]
+use macos as clock;
 
 use std::time::Duration;
 
