@@ -1,6 +1,7 @@
 //! The command line: flags and their help. Pure; touches nothing.
 
 mod flags;
+mod root;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -15,6 +16,7 @@ use ipnet::IpNet;
 use kshuttle_helper::protocol::Method;
 
 pub use self::flags::{ClusterArgs, PodArgs};
+pub use self::root::{Elevate, SudoersArgs};
 use crate::addr::{Exclude, Subnet};
 use crate::cluster::target::Target;
 use crate::port_forward::words::{Address, Forward};
@@ -116,6 +118,14 @@ Examples:
 
     /// End a session that runs, as Ctrl-C does
     Quit(QuitArgs),
+
+    /// Print a rule for sudo (or doas) that lets you run kshuttle's root helper without a password, and nothing else
+    #[command(after_help = "\
+Examples:
+  kshuttle sudoers                     Then, as root: visudo -f /etc/sudoers.d/kshuttle
+  kshuttle sudoers --group developers
+  kshuttle sudoers --doas              A line for /etc/doas.conf")]
+    Sudoers(SudoersArgs),
 }
 
 /// Flags of `kshuttle ssh-config`.
@@ -168,6 +178,10 @@ pub struct RedirectArgs {
     /// How to redirect; with none, no rules are made and root is not needed: the port to redirect to is printed
     #[arg(long, value_name = "METHOD", default_value = "auto")]
     pub redirect: RedirectMethod,
+
+    /// What makes the helper root, if kshuttle is not root itself
+    #[arg(long, value_name = "PROGRAM", default_value = "auto")]
+    pub elevate: Elevate,
 
     /// Leave UDP alone
     #[arg(long)]
@@ -454,6 +468,8 @@ mod tests {
             &["ssh-config", "--host", "*"],
             &["ssh-config", "--host", "-x"],
             &["--as-group", "devs"],
+            &["--elevate", "su"],
+            &["sudoers", "--user", "jane", "--group", "devs"],
         ] {
             let line = std::iter::once("kshuttle").chain(arguments.iter().copied());
             assert!(Cli::try_parse_from(line).is_err(), "{arguments:?}");

@@ -33,5 +33,6 @@ pub mod proxy;
 pub mod report;
 pub mod session;
 pub mod shutdown;
+pub mod sudoers;
 pub mod surroundings;
 pub mod tunnel;

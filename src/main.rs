@@ -2,12 +2,13 @@
 
 use std::process::ExitCode;
 
-use kshuttle::cli::{Cli, Command, RedirectMethod};
-use kshuttle::privileged::{self, Elevation, Starting};
+use kshuttle::cli::{Cli, Command, Elevate, RedirectMethod};
+use kshuttle::privileged::elevation::Elevation;
+use kshuttle::privileged::{self, Starting};
 use kshuttle::privileges::{self, Became};
 use kshuttle::proxy::orig_dst;
 use kshuttle::report::{self, Steps};
-use kshuttle::{app, logging};
+use kshuttle::{app, logging, sudoers};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Room for the connections of sixteen tunnels, the most there can be.
@@ -25,12 +26,15 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> anyhow::Result<()> {
     // No thread exists yet: rights belong to threads.
     let helper = match cli.command {
-        None if cli.redirect.redirect != RedirectMethod::None => Some(start_helper()?),
+        None if cli.redirect.redirect != RedirectMethod::None => Some(start_helper(cli.redirect.elevate)?),
         _ => None,
     };
     match privileges::drop_all()? {
         // Of ssh-proxy the standard error is ssh's; the others end at once.
-        _ if matches!(cli.command, Some(Command::SshProxy(_) | Command::Status(_) | Command::Quit(_))) => {}
+        _ if matches!(
+            cli.command,
+            Some(Command::SshProxy(_) | Command::Status(_) | Command::Quit(_) | Command::Sudoers(_))
+        ) => {}
         Became::RootWithoutCapabilities => Steps::default().say("running as root, without any capability"),
         Became::User(name) => Steps::default().say(format_args!("running as {name}")),
         Became::Unchanged => {}
@@ -46,6 +50,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
             (Some(Command::Cleanup(args)), _) => app::cleanup(&cli.cluster, args).await,
             (Some(Command::Status(args)), _) => app::status(args).await,
             (Some(Command::Quit(args)), _) => app::quit(args).await,
+            (Some(Command::Sudoers(args)), _) => sudoers::rule(args).map(report::answer).map_err(Into::into),
             (None, helper) => app::redirect(&cli.cluster, &cli.redirect, helper).await,
         }
     });
@@ -63,11 +68,14 @@ fn raise_descriptor_limit() {
     }
 }
 
-fn start_helper() -> anyhow::Result<Starting> {
+fn start_helper(elevate: Elevate) -> anyhow::Result<Starting> {
     orig_dst::available()?;
-    let elevation = privileged::elevation();
-    if elevation == Elevation::Sudo {
-        Steps::default().say("Putting redirect rules in needs root: `sudo kshuttle-helper` does only that.");
+    let elevation = Elevation::choose(elevate)?;
+    if let Some(program) = elevation.program() {
+        Steps::default().say(format_args!(
+            "Putting redirect rules in needs root: `{} kshuttle-helper` does only that.",
+            program.name()
+        ));
     }
-    Ok(privileged::start(elevation)?)
+    Ok(privileged::start(&elevation)?)
 }

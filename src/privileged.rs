@@ -2,21 +2,22 @@
 //!
 //! The conversation is the crate `kshuttle-helper`'s; closing our end of it, however we end, makes the helper undo.
 
+pub mod elevation;
 pub mod questions;
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use kshuttle_helper::protocol::{self, Frames, Plan, Reply, Request, UndoReport};
-use nix::unistd::geteuid;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
 
+use self::elevation::{Elevation, Program};
 use self::questions::Questions;
 
 /// Name of the helper's executable; it stands beside ours.
@@ -28,10 +29,10 @@ const APPLY_TIMEOUT: Duration = Duration::from_secs(15);
 /// Time for an orderly undo: the helper itself waits up to 2 s for connections to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Time for a helper that was started as root to speak; through sudo a person may have to type a password first.
+/// Time for a helper that was started as root to speak; elsewhere a person may have to type a password first.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Time for sudo to get its password; its own limit (`passwd_timeout`) is 5 min a try.
+/// Time to get a password: sudo's own limit (`passwd_timeout`) is 5 min a try; doas and polkit's agents have none.
 const PASSWORD_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
 /// Why nothing is redirected.
@@ -41,9 +42,9 @@ pub enum PrivilegedError {
     #[error("find the helper {}", .0.display())]
     Missing(PathBuf),
     /// Not root, and no way to become it.
-    #[error("become root for the redirect rules: `sudo` is not installed")]
-    NoSudo,
-    /// The helper, or sudo, did not start.
+    #[error("become root for the redirect rules: `{0}` is not installed")]
+    NoElevation(&'static str),
+    /// The helper, or what makes it root, did not start.
     #[error("start {program}")]
     Start {
         /// What was started.
@@ -52,9 +53,12 @@ pub enum PrivilegedError {
         #[source]
         source: io::Error,
     },
-    /// sudo refused, or the helper ended.
+    /// The program that was to make the helper root has ended, and the helper said nothing.
+    #[error("{} did not start the helper as root", .0.name())]
+    Refused(Program),
+    /// The helper, started by root, ended.
     #[error("the helper ended before it said anything")]
-    Refused,
+    Mute,
     /// The helper ended in the middle of the conversation.
     #[error("the helper ended unexpectedly")]
     Ended,
@@ -88,48 +92,30 @@ pub enum PrivilegedError {
 pub struct Starting {
     conversation: StdUnixStream,
     child: Child,
-    hello: Duration,
-}
-
-/// How the helper gets its rights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Elevation {
-    /// We are root: it is started as we are.
-    Root,
-    /// By sudo, which may ask for a password.
-    Sudo,
-}
-
-/// How a helper would be started now.
-pub fn elevation() -> Elevation {
-    if geteuid().is_root() { Elevation::Root } else { Elevation::Sudo }
+    by: Option<Program>,
 }
 
 /// Starts the helper. Single-threaded callers only: nothing here needs a runtime.
 ///
 /// # Errors
 /// When it is not installed or cannot be started.
-pub fn start(elevation: Elevation) -> Result<Starting, PrivilegedError> {
-    let helper = beside_us()?;
-    let (ours, theirs) = StdUnixStream::pair().map_err(start_error(&helper))?;
-    let output = theirs.try_clone().map_err(start_error(&helper))?;
-    let (program, mut command, hello) = match elevation {
-        Elevation::Root => (helper.clone(), Command::new(&helper), HELLO_TIMEOUT),
-        Elevation::Sudo => {
-            let sudo = in_path("sudo").ok_or(PrivilegedError::NoSudo)?;
-            let mut command = Command::new(&sudo);
-            command.arg("--").arg(&helper);
-            (sudo, command, PASSWORD_TIMEOUT)
-        }
-    };
-    // One socket pair as both ends, as sudo leaves what is no terminal alone. stderr stays ours: sudo's prompt and
-    // the helper's last words.
+pub fn start(elevation: &Elevation) -> Result<Starting, PrivilegedError> {
+    start_as(elevation, &beside_us()?)
+}
+
+fn start_as(elevation: &Elevation, helper: &Path) -> Result<Starting, PrivilegedError> {
+    let mut command = elevation.command(helper);
+    let program = PathBuf::from(command.get_program());
+    let (ours, theirs) = StdUnixStream::pair().map_err(start_error(&program))?;
+    let output = theirs.try_clone().map_err(start_error(&program))?;
+    // One socket pair as both ends, as sudo leaves what is no terminal alone. stderr stays ours: the prompt and the
+    // helper's last words.
     let child = command
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::from(OwnedFd::from(output)))
         .spawn()
         .map_err(start_error(&program))?;
-    Ok(Starting { conversation: ours, child, hello })
+    Ok(Starting { conversation: ours, child, by: elevation.program() })
 }
 
 fn start_error(program: &Path) -> impl Fn(io::Error) -> PrivilegedError {
@@ -137,15 +123,14 @@ fn start_error(program: &Path) -> impl Fn(io::Error) -> PrivilegedError {
     move |source| PrivilegedError::Start { program: program.clone(), source }
 }
 
-fn beside_us() -> Result<PathBuf, PrivilegedError> {
+/// The helper, beside this program and without symbolic links: what rules of sudo name.
+///
+/// # Errors
+/// When it is not there.
+pub fn beside_us() -> Result<PathBuf, PrivilegedError> {
     let here = std::env::current_exe().map_err(start_error(Path::new(PROGRAM)))?;
     let helper = here.with_file_name(PROGRAM);
-    if helper.is_file() { Ok(helper) } else { Err(PrivilegedError::Missing(helper)) }
-}
-
-fn in_path(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
+    helper.canonicalize().ok().filter(|helper| helper.is_file()).ok_or(PrivilegedError::Missing(helper))
 }
 
 impl Starting {
@@ -154,7 +139,8 @@ impl Starting {
     /// # Errors
     /// When it ends, does not speak, or is of another version.
     pub async fn hello(self) -> Result<Helper, PrivilegedError> {
-        let limit = self.hello;
+        let by = self.by;
+        let limit = if by.is_some() { PASSWORD_TIMEOUT } else { HELLO_TIMEOUT };
         self.conversation.set_nonblocking(true).map_err(PrivilegedError::Talk)?;
         let stream = UnixStream::from_std(self.conversation).map_err(PrivilegedError::Talk)?;
         let (stream, write) = stream.into_split();
@@ -164,7 +150,9 @@ impl Starting {
             Ok(Reply::Hello { protocol: protocol::VERSION, .. }) => Ok(helper),
             Ok(Reply::Hello { protocol, .. }) => Err(PrivilegedError::Version { theirs: protocol }),
             Ok(Reply::Failed { step, message }) => Err(PrivilegedError::Failed { step, message }),
-            Ok(_) | Err(PrivilegedError::Ended) => Err(PrivilegedError::Refused),
+            Ok(_) | Err(PrivilegedError::Ended) => {
+                Err(by.map_or(PrivilegedError::Mute, PrivilegedError::Refused))
+            }
             Err(error) => Err(error),
         }
     }
@@ -269,5 +257,74 @@ impl Drop for Helper {
         if let Some(mut child) = self.child.take() {
             std::thread::spawn(move || child.wait());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    /// Says hello in protocol version 2, and then waits for its input's end.
+    const HELPER: &str = r#"#!/bin/sh
+[ $# = 0 ] && [ "${HOME-none}" = none ] || exit 1
+printf '\000\000\000\064{"type":"hello","protocol":2,"version":"0.0.0-test"}'
+exec cat >/dev/null
+"#;
+
+    fn script(folder: &Path, name: &str, text: &str) -> PathBuf {
+        let path = folder.join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    /// What comes of a program that makes root with this script, and with the helper above.
+    async fn hello(program: Program, elevates: &str) -> Result<Helper, PrivilegedError> {
+        let folder = tempfile::tempdir().unwrap();
+        let helper = script(folder.path(), PROGRAM, HELPER);
+        let path = script(folder.path(), program.name(), elevates);
+        let helper = start_as(&Elevation::By { program, path }, &helper)?.hello().await;
+        drop(folder);
+        helper
+    }
+
+    /// As the three do: only one argument, an absolute path; an empty environment, nothing open but 0, 1 and 2.
+    const ELEVATES: &str =
+        "#!/bin/bash\n[[ $# == 1 && $1 == /* ]] && exec env -i \"$1\" 3<&- 4<&- 5<&-\nexit 1\n";
+
+    /// As doas with PAM: it stays, and watches.
+    const STAYS: &str = "#!/bin/bash\n[[ $# == 1 && $1 == /* ]] || exit 1\nenv -i \"$1\" <&0\n";
+
+    /// As pkexec: refuses whose parent is not who started it.
+    const ASKS_FOR_ITS_PARENT: &str = "#!/bin/bash\n[[ $PPID == PARENT ]] && exec env -i \"$1\"\nexit 127\n";
+
+    #[tokio::test]
+    async fn a_helper_speaks_through_each_program() {
+        let parent = ASKS_FOR_ITS_PARENT.replace("PARENT", &std::process::id().to_string());
+        for (program, elevates) in
+            [(Program::Sudo, ELEVATES), (Program::Doas, STAYS), (Program::Pkexec, parent.as_str())]
+        {
+            hello(program, elevates).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn who_refused_is_named() {
+        for program in [Program::Sudo, Program::Doas, Program::Pkexec] {
+            let Err(error) = hello(program, "#!/bin/sh\nexit 126\n").await else { panic!("it spoke") };
+            let name = program.name();
+            assert_eq!(error.to_string(), format!("{name} did not start the helper as root"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_helper_that_ends_by_itself_is_not_blamed_on_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let helper = script(folder.path(), PROGRAM, "#!/bin/sh\nexit 1\n");
+        let started = start_as(&Elevation::Root, &helper).unwrap();
+        assert!(matches!(started.hello().await, Err(PrivilegedError::Mute)));
     }
 }

@@ -27,6 +27,7 @@ use crate::privileged::PrivilegedError;
 use crate::proxy::orig_dst::NotFinished;
 
 use crate::shutdown::Stop;
+use crate::sudoers::SudoersError;
 use crate::tunnel::identity::IdentityError;
 
 /// Exit codes; documented in `docs/exit-codes.md`. clap itself ends with 2 on wrong usage.
@@ -290,12 +291,17 @@ fn hint(cause: &(dyn StdError + 'static)) -> Option<String> {
         return matches!(error, DeliveryError::Missing { .. })
             .then(|| "build it with `scripts/build`".into());
     }
+    if let Some(error) = cause.downcast_ref::<SudoersError>() {
+        return error.hint().map(Into::into);
+    }
     if let Some(error) = cause.downcast_ref::<PrivilegedError>() {
         return Some(match error {
             PrivilegedError::Missing(_) => "install `kshuttle-helper` beside `kshuttle`".into(),
-            PrivilegedError::NoSudo | PrivilegedError::Refused => {
-                "run `kshuttle` as root, or use `kshuttle socks`, which needs no root".into()
+            PrivilegedError::NoElevation(_) => {
+                "install sudo or doas, run `kshuttle` as root, or use `kshuttle socks`, which needs no root"
+                    .into()
             }
+            PrivilegedError::Refused(program) => program.hint().into(),
             PrivilegedError::Version { .. } => {
                 "install `kshuttle` and `kshuttle-helper` of the same version".into()
             }

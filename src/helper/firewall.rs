@@ -4,6 +4,8 @@
 #[cfg(target_os = "linux")]
 mod conntrack;
 #[cfg(target_os = "linux")]
+mod hostile;
+#[cfg(target_os = "linux")]
 mod iptables;
 #[cfg(target_os = "linux")]
 mod linux;

@@ -1,6 +1,6 @@
 //! The only part of kshuttle that runs as root.
 //!
-//! It is started by the user's `kshuttle` (through sudo) and speaks with it on standard input and output, in the frames
+//! It is started by the user's `kshuttle` (through sudo or its like) and speaks with it on standard input and output, in the frames
 //! and words of [`protocol`]:
 //!
 //! ```text
@@ -16,7 +16,8 @@
 //! ```
 //!
 //! The plan is data; every command is written here, run by absolute path, with an empty environment and without a
-//! shell. Nothing else is read: no file of the user (the kernel's in `/proc` only), no cluster, no network. No file is written. Whatever ends the
+//! shell. Nothing else is read: no variable of the environment, no file of the user (the kernel's in `/proc` only), no cluster, no
+//! network. No file is written but a record in `/run` (`firewall/iptables/leftovers.rs`). Whatever ends the
 //! user's program ends our input, and the end of input undoes everything. Ctrl-C and a closed terminal do not reach us;
 //! SIGKILL is answered by a watchdog (`firewall/watchdog.rs`).
 //!
@@ -32,7 +33,7 @@ mod process;
 pub mod protocol;
 
 use std::error::Error;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use conversation::Conversation;
@@ -50,14 +51,22 @@ Options:
 const USAGE: u8 = 2;
 
 /// The whole program: 0 if everything is as before, 1 if something failed (said on standard error), 2 for a wrong
-/// invocation.
+/// invocation. Call it first: it empties the environment.
 pub fn main() -> ExitCode {
+    process::forget_environment();
+    if process::is_set_id() {
+        print(
+            io::stderr(),
+            "kshuttle-helper must not be set-uid or set-gid: everybody could redirect connections; take the bit off and use sudo\n",
+        );
+        return ExitCode::from(USAGE);
+    }
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     match arguments.as_slice() {
-        [] if io::stdin().is_terminal() => {
+        [] if !process::is_spoken_to() => {
             print(
                 io::stderr(),
-                "kshuttle-helper is started by kshuttle, which speaks to it on standard input; there is nothing to type here\n",
+                "kshuttle-helper is started by kshuttle, which speaks to it over pipes or a socket; there is nothing to type here\n",
             );
             ExitCode::from(USAGE)
         }

@@ -23,6 +23,9 @@ pub const MAX_EXCLUDE_PORTS: usize = 256;
 /// Most users, groups or control groups; each makes every rule longer.
 pub const MAX_WHO: usize = 64;
 
+/// Most combinations of a user, a group and a control group: iptables has no lists and needs a rule for each.
+const MAX_WHO_COMBINED: usize = 1024;
+
 /// Longest path of a control group, in bytes; the kernel's own limit is 4096 (`PATH_MAX`).
 const MAX_CGROUP: usize = 512;
 
@@ -296,6 +299,14 @@ fn who(who: &Who) -> Result<(), Error> {
     count("who.users", who.users.len(), MAX_WHO)?;
     count("who.groups", who.groups.len(), MAX_WHO)?;
     count("who.cgroups", who.cgroups.len(), MAX_WHO)?;
+    let combined: usize = [who.users.len(), who.groups.len(), who.cgroups.len()]
+        .iter()
+        .map(|length| (*length).max(1))
+        .product();
+    if combined > MAX_WHO_COMBINED {
+        let told = format!("{combined} combinations are more than the {MAX_WHO_COMBINED} allowed");
+        return Err(Error::Who(told));
+    }
     let part = |part: &str| {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._@:-".contains(&byte);
         !["", ".", ".."].contains(&part) && part.bytes().all(allowed)
@@ -312,8 +323,10 @@ fn who(who: &Who) -> Result<(), Error> {
 fn bridge(bridge: &Bridge) -> Result<(), Error> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     let name = &bridge.name;
-    let wrong = if name.is_empty() || name.len() > MAX_INTERFACE || !name.bytes().all(allowed) {
-        "the name must be 1 to 15 of letters, digits, `.`, `_` and `-`"
+    // A dash in front would look like an option to iptables.
+    let plain = name.bytes().all(allowed) && !name.starts_with('-');
+    let wrong = if name.is_empty() || name.len() > MAX_INTERFACE || !plain {
+        "the name must be 1 to 15 of letters, digits, `.`, `_` and `-`, which does not come first"
     } else if bridge.address.is_loopback() || bridge.address.is_unspecified() || bridge.address.is_multicast()
     {
         "its address must be one of this machine's, and not loopback"
@@ -447,6 +460,20 @@ mod tests {
     }
 
     #[test]
+    fn combinations_of_people_are_bounded() {
+        let check = |users: u32, groups: u32| {
+            let who = Who { users: (0..users).collect(), groups: (0..groups).collect(), ..Who::default() };
+            Plan::check(protocol::Plan { who, ..said() })
+        };
+        check(64, 16).unwrap();
+        check(64, 0).unwrap();
+        assert_eq!(
+            check(64, 17).unwrap_err().to_string(),
+            "who: 1088 combinations are more than the 1024 allowed"
+        );
+    }
+
+    #[test]
     fn a_bridge_is_named_with_what_is_wrong() {
         let good = Bridge {
             name: "docker0".into(),
@@ -461,6 +488,7 @@ mod tests {
             Bridge { name: String::new(), ..good.clone() },
             Bridge { name: "a b".into(), ..good.clone() },
             Bridge { name: "eth+".into(), ..good.clone() },
+            Bridge { name: "-j".into(), ..good.clone() },
             Bridge { name: "a234567890123456".into(), ..good.clone() },
             Bridge { address: "127.0.0.1".parse().unwrap(), ..good.clone() },
             Bridge { address: "fd00::1".parse().unwrap(), ..good.clone() },

@@ -1,25 +1,54 @@
 //! What a process of root must do to itself, and how it makes children: the only unsafe code of this crate, but for the one
 //! question of `macos/device.rs`.
 
-#![allow(unsafe_code, reason = "fork, signal handlers and what a child does before exec have no safe form")]
+#![allow(
+    unsafe_code,
+    reason = "fork, signal handlers, the environment and what a child does before exec have no safe form"
+)]
 
+use std::env;
 use std::fs::{DirEntry, File};
 use std::io::{self, PipeReader};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use nix::sys::stat::{Mode, umask};
-use nix::unistd::{ForkResult, Pid, chdir, close, dup2_stdin, dup2_stdout, fork, setsid};
+use nix::sys::stat::{Mode, SFlag, fstat, umask};
+use nix::unistd::{
+    ForkResult, Pid, chdir, close, dup2_stdin, dup2_stdout, fork, getegid, geteuid, getgid, getuid, setsid,
+};
 
 /// What reaches a whole process group or session: Ctrl-C, Ctrl-\, a closed terminal, a reader that is gone.
 const NOT_FOR_US: [Signal; 4] = [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP, Signal::SIGPIPE];
 
 /// Where SIGTERM's handler writes.
 static TERMINATED: AtomicI32 = AtomicI32::new(-1);
+
+/// Takes every variable out, so that none says how this process or the C library behaves from now on. The loader's (`LD_*`)
+/// have been read by then: keeping those out is for sudo and its like, which do.
+pub(crate) fn forget_environment() {
+    for (name, _) in env::vars_os() {
+        // SAFETY: this program has one thread.
+        unsafe { env::remove_var(name) };
+    }
+}
+
+/// Were these rights given by a bit on the file, to whoever started it? The auxiliary vector's `AT_SECURE` is not asked: it is
+/// set as well where SELinux changes the domain, which is in order.
+pub(crate) fn is_set_id() -> bool {
+    (getuid(), getgid()) != (geteuid(), getegid())
+}
+
+/// Are standard input and output what a program speaks over: pipes or sockets?
+pub(crate) fn is_spoken_to() -> bool {
+    let kind = |fd: BorrowedFd| fstat(fd).map(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT);
+    let speaks = |fd| kind(fd).is_ok_and(|kind| [SFlag::S_IFIFO, SFlag::S_IFSOCK].contains(&kind));
+    let (input, output) = (io::stdin(), io::stdout());
+    speaks(input.as_fd()) && speaks(output.as_fd())
+}
 
 /// Cuts this process off from its starter, except for standard input, output and error. Call it before a file is opened
 /// or a thread is made. Returns a pipe with something to read once SIGTERM came.

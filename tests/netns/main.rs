@@ -6,10 +6,12 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "all of this is a test")]
 
 mod datagrams;
+mod elevation;
 mod helper;
 mod iptables;
 mod listener;
 mod neighbour;
+mod programs;
 mod ranges;
 mod redirect;
 mod refuse;
@@ -79,13 +81,23 @@ const TESTS: &[Test] = tests! {
         a_bad_plan_is_refused_by_its_field,
         a_second_plan_ends_it,
         what_is_not_understood_ends_it,
+        hostile_conversations_end_without_a_trace,
         the_same_session_twice_is_refused,
         without_root_it_says_so,
         a_terminal_is_refused,
+        what_is_no_conversation_is_refused,
+        a_set_uid_bit_is_refused,
+        the_environment_says_nothing,
         version_and_help;
+    programs:
+        by_nft_only_listed_programs_run,
+        by_iptables_only_listed_programs_run;
+    elevation:
+        sudo_runs_only_the_helper,
+        doas_runs_only_the_helper;
 };
 
 fn main() -> ExitCode {
     let missing = scene::missing();
-    run(TESTS, |_| missing.clone())
+    run(TESTS, |name| missing.clone().or_else(|| elevation::missing(name)))
 }

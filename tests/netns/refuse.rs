@@ -74,6 +74,78 @@ pub(crate) fn what_is_not_understood_ends_it() {
     });
 }
 
+/// Values that no field may have, as JSON.
+const HOSTILE: &[&str] = &[
+    r#""; flush ruleset""#,
+    r#""10.0.0.0/8; flush ruleset""#,
+    r#""10.0.0.0/8\nflush ruleset""#,
+    r#""a\" accept; flush ruleset; \"""#,
+    r#""a\nCOMMIT\n*filter\n-F""#,
+    r#""\"""#,
+    r#""$(reboot)""#,
+    r#""../../etc/passwd""#,
+    r#""\u0000""#,
+    r#""ä""#,
+    "-1",
+    "4294967296",
+    "18446744073709551616",
+    "1e999",
+    "0.5",
+    "true",
+    r#"{"a":[]}"#,
+    r#"["; flush ruleset"]"#,
+    r#"[{"a":0}]"#,
+    r#"[[[["#,
+];
+
+/// Plans with one hole each.
+const HOLES: &[&str] = &[
+    r#"{"type":@}"#,
+    r#"{"type":"plan","session":@,"include":["10.0.0.0/8"],"listener_v4":1}"#,
+    r#"{"type":"plan","session":"a","include":@,"listener_v4":1}"#,
+    r#"{"type":"plan","session":"a","include":["10.0.0.0/8",@],"listener_v4":1}"#,
+    r#"{"type":"plan","session":"a","include":["10.0.0.0/8"],"listener_v4":@}"#,
+    r#"{"type":"plan","session":"a","include":["10.0.0.0/8"],"listener_v4":1,"listener_v4":@}"#,
+    r#"{"type":"plan","session":"a","include":["10.0.0.0/8"],"listener_v4":1,"datagrams_v4":@}"#,
+    r#"{"type":"plan","session":"a","include":["10.0.0.0/8"],"listener_v4":1,"exclude":@}"#,
+    r#"{"type":"plan","session":"a","include":["10.0.0.0/8"],"listener_v4":1,"exclude_ports":[@]}"#,
+    r#"{"type":"plan","session":"a","include":["10.0.0.0/8"],"listener_v4":1,"method":@}"#,
+    r#"{"type":"plan","session":"a","include":["10.0.0.0/8"],"listener_v4":1,"command":@}"#,
+    r#"{"type":"plan","session":"a","include":["10.0.0.0/8"],"listener_v4":1,"who":{"users":[@]}}"#,
+    r#"{"type":"plan","session":"a","include":["10.0.0.0/8"],"listener_v4":1,"who":{"cgroups":[@]}}"#,
+    r#"{"type":"plan","session":"a","include":["10.0.0.0/8"],"listener_v4":1,"bridges":[{"name":@,"address":"172.17.0.1","subnet":"172.17.0.0/16","listener":1}]}"#,
+    r#"{"type":"update","include":[@]}"#,
+    r#"{"type":"origin","from":@,"at":"127.0.0.1:1"}"#,
+];
+
+pub(crate) fn hostile_conversations_end_without_a_trace() {
+    scene::run(|| {
+        scene::nft("add table inet others; add chain inet others out");
+        let before = scene::ruleset();
+        for hole in HOLES {
+            for value in HOSTILE {
+                let mut helper = Helper::start();
+                helper.say_raw(&hole.replace('@', value));
+                match helper.hear() {
+                    Some(Reply::Failed { step, .. }) => {
+                        assert!(["protocol", "plan"].contains(&&*step), "{step}")
+                    }
+                    other => panic!("{hole} with {value}: instead of failed: {other:?}"),
+                }
+                assert_eq!(helper.wait().0, Some(1));
+            }
+            assert_eq!(scene::ruleset(), before);
+        }
+        // Deeper than any stack.
+        for deep in ["[".repeat(100_000), r#"{"type":"#.repeat(10_000)] {
+            let mut helper = Helper::start();
+            helper.say_raw(&deep);
+            assert_failed(helper, "protocol", "a frame is not understood");
+        }
+        assert_eq!(scene::ruleset(), before);
+    });
+}
+
 pub(crate) fn the_same_session_twice_is_refused() {
     scene::run(|| {
         let listener = Listener::start();
@@ -108,6 +180,54 @@ pub(crate) fn a_terminal_is_refused() {
     assert_eq!((refused.status.code(), refused.stdout), (Some(2), vec![]));
     let said = String::from_utf8(refused.stderr).unwrap();
     assert!(said.contains("started by kshuttle"), "{said}");
+}
+
+pub(crate) fn what_is_no_conversation_is_refused() {
+    let nothing = || Stdio::from(fs::File::open("/dev/null").unwrap());
+    for (input, output) in [(nothing(), Stdio::piped()), (Stdio::piped(), nothing())] {
+        let refused = command().stdin(input).stdout(output).stderr(Stdio::piped()).spawn().unwrap();
+        let refused = refused.wait_with_output().unwrap();
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert!(refused.status.code() == Some(2) && said.contains("started by kshuttle"), "{said}");
+    }
+}
+
+pub(crate) fn a_set_uid_bit_is_refused() {
+    scene::run(|| {
+        // `/run` is this scene's own, and minds the bit.
+        let copy = "/run/kshuttle-helper";
+        fs::copy(command().get_program(), copy).unwrap();
+        fs::set_permissions("/run", fs::Permissions::from_mode(0o755)).unwrap();
+        for bit in [0o4000, 0o2000] {
+            fs::set_permissions(copy, fs::Permissions::from_mode(0o755 | bit)).unwrap();
+            let mut command = Command::new(copy);
+            command.uid(65534).gid(65534).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let refused = command.spawn().unwrap().wait_with_output().unwrap();
+            let said = String::from_utf8(refused.stderr).unwrap();
+            assert!(said.contains("must not be set-uid"), "{said}");
+            assert_eq!((refused.status.code(), refused.stdout), (Some(2), vec![]));
+        }
+    });
+}
+
+pub(crate) fn the_environment_says_nothing() {
+    scene::run(|| {
+        let mut command = command();
+        for name in
+            ["PATH", "HOME", "TMPDIR", "LC_ALL", "LANG", "RUST_BACKTRACE", "NFT_DEBUG", "XTABLES_LIBDIR"]
+        {
+            command.env(name, "/nonexistent");
+        }
+        let child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut helper = Helper::from_pipes(child);
+        let listener = Listener::start();
+        helper.make_ready(&plan("a", &listener, &["10.0.0.0/8"], &[]));
+        // The kernel shows what a program was started with; its child shows what is handed on.
+        let environment = fs::read_to_string(format!("/proc/{}/environ", helper.child("nft"))).unwrap();
+        assert_eq!(environment, "HOME=/nonexistent\0");
+        assert_eq!(helper.stop().failures, []);
+    });
 }
 
 pub(crate) fn version_and_help() {

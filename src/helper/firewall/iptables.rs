@@ -5,7 +5,7 @@
 //! `iptables-restore` carries a table out in one step. The texts are in [`text`].
 
 mod leftovers;
-mod text;
+pub(super) mod text;
 
 use std::os::fd::BorrowedFd;
 use std::time::Duration;

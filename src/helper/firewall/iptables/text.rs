@@ -29,7 +29,7 @@ const PREFIX: &str = "kshuttle_";
 const SUFFIXES: [&str; 3] = ["", "B", "I"];
 
 /// All of it, in place of what `saved` shows of it.
-pub(super) fn apply(plan: &Plan, v6: bool, standing: &[Tuple], saved: &str) -> String {
+pub(in crate::firewall) fn apply(plan: &Plan, v6: bool, standing: &[Tuple], saved: &str) -> String {
     let mut text = String::new();
     for table in TABLES {
         let _ = writeln!(text, "*{table}");
@@ -54,7 +54,7 @@ pub(super) fn apply(plan: &Plan, v6: bool, standing: &[Tuple], saved: &str) -> S
 }
 
 /// New connections are not redirected any more; those that are stay translated.
-pub(super) fn release(plan: &Plan) -> String {
+pub(in crate::firewall) fn release(plan: &Plan) -> String {
     let mut text = "*nat\n".to_owned();
     for suffix in ["", "B"] {
         let _ = writeln!(text, ":{}{suffix} - [0:0]", plan.table());

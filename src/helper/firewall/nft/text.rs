@@ -66,7 +66,7 @@ pub(super) struct Chain {
 
 /// Everything, in one transaction. `create`: a table of that name that is there already is an error, not ours. Without
 /// `pinned`, conntrack's timeouts stay the system's.
-pub(super) fn apply(plan: &Plan, standing: &[Tuple], pinned: bool) -> Vec<String> {
+pub(in crate::firewall) fn apply(plan: &Plan, standing: &[Tuple], pinned: bool) -> Vec<String> {
     let table = plan.table();
     let mut commands = vec![
         format!("create table inet {table} {{ flags owner; }}"),
@@ -103,7 +103,7 @@ pub(super) fn apply(plan: &Plan, standing: &[Tuple], pinned: bool) -> Vec<String
 }
 
 /// The plan's ranges in place of those that stand; these connections, too, are left alone.
-pub(super) fn update(plan: &Plan, standing: &[Tuple]) -> Vec<String> {
+pub(in crate::firewall) fn update(plan: &Plan, standing: &[Tuple]) -> Vec<String> {
     let table = plan.table();
     let mut commands = Vec::new();
     let mut replace = |name: &str, elements: String| {
@@ -126,13 +126,13 @@ pub(super) fn update(plan: &Plan, standing: &[Tuple]) -> Vec<String> {
 }
 
 /// New connections are not redirected any more; those that are stay translated.
-pub(super) fn flush(plan: &Plan) -> Vec<String> {
+pub(in crate::firewall) fn flush(plan: &Plan) -> Vec<String> {
     let chains = chains(plan).into_iter().filter(|chain| [CAPTURE, BRIDGED].contains(&chain.name));
     chains.map(|chain| format!("flush chain inet {} {}", plan.table(), chain.name)).collect()
 }
 
 /// The end of the table.
-pub(super) fn delete(table: &str) -> String {
+pub(in crate::firewall) fn delete(table: &str) -> String {
     format!("delete table inet {table}")
 }
 
