@@ -57,6 +57,9 @@ const REFUSED: Duration = Duration::from_secs(5);
 /// Asked for in both directions: a burst of all senders together, which a program's own socket would take 208 KiB of each.
 const SOCKET_BUFFER: usize = 4 << 20;
 
+/// Pause after a failed receive (most often no memory), so that it is no busy loop.
+const ERROR_PAUSE: Duration = Duration::from_millis(10);
+
 /// Room for a datagram: the longest that UDP over IP has.
 const LONGEST: usize = 65_535;
 
@@ -117,10 +120,13 @@ pub async fn serve(
     let mut buffer = vec![0; LONGEST];
     loop {
         while tasks.try_join_next().is_some() {}
-        // An error is about a datagram we sent (ICMP), or there is no memory: the next call tells which.
-        let Ok((length, from)) = shared.socket.recv_from(&mut buffer).await else {
-            tokio::task::yield_now().await;
-            continue;
+        let (length, from) = match shared.socket.recv_from(&mut buffer).await {
+            Ok(received) => received,
+            Err(error) => {
+                tracing::debug!(%error, "receive a datagram");
+                tokio::time::sleep(ERROR_PAUSE).await;
+                continue;
+            }
         };
         if only.is_some_and(|net| !net.contains(&from.ip())) {
             continue;
