@@ -72,28 +72,18 @@ impl Ranges {
         let said = args.ranges().context("read the ranges")?;
         let within = (!said.is_empty()).then(|| IpNet::aggregate(&said));
         let mut ranges = Self { watch: None, within, exclude: Vec::new(), questions: None };
-        match &ranges.within {
-            Some(within) if !args.narrow => {
-                let include = within.clone();
-                return Ok((ranges, include));
-            }
-            _ => {}
+        if let Some(within) = ranges.within.clone().filter(|_| !args.narrow) {
+            return Ok((ranges, within));
         }
         let mode = if args.narrow { Mode::Narrow } else { Mode::Ranges };
         let found = subnets::find(cluster, mode).await?;
         for note in &found.notes {
             steps.say(format_args!("  …         {note}"));
         }
-        let include = ranges.limited(found.watch.ranges());
+        let include = limited(found.watch.ranges().to_vec(), ranges.within.as_deref());
         anyhow::ensure!(!include.is_empty(), RedirectError::NothingNarrow);
         ranges.watch = Some(found.watch);
         Ok((ranges, include))
-    }
-
-    /// Of these, what the user wants.
-    fn limited(&self, all: &[IpNet]) -> Vec<IpNet> {
-        let Some(within) = &self.within else { return all.to_vec() };
-        all.iter().filter(|net| within.iter().any(|range| range.contains(*net))).copied().collect()
     }
 
     /// Follows the cluster for as long as the rules stand.
@@ -106,13 +96,7 @@ impl Ranges {
             return std::future::pending().await;
         };
         loop {
-            let all = watch.next().await;
-            let include = match &self.within {
-                Some(within) => {
-                    all.into_iter().filter(|net| within.iter().any(|range| range.contains(net))).collect()
-                }
-                None => all,
-            };
+            let include = limited(watch.next().await, self.within.as_deref());
             let (include, taken) = without_others(include).await;
             for error in taken {
                 steps.say(format_args!("warning: not redirected: {error}"));
@@ -132,6 +116,12 @@ impl Ranges {
             }
         }
     }
+}
+
+/// Of these, what the user wants.
+fn limited(all: Vec<IpNet>, within: Option<&[IpNet]>) -> Vec<IpNet> {
+    let wanted = |net: &IpNet| within.is_none_or(|within| within.iter().any(|range| range.contains(net)));
+    all.into_iter().filter(wanted).collect()
 }
 
 /// Takes away what other sessions have, and says so.
@@ -177,10 +167,8 @@ impl Parts {
         steps: &mut Steps,
     ) -> anyhow::Result<Ranges> {
         let (mut ranges, include) = Ranges::find(cluster, args, steps).await?;
-        if let Some(error) = include.iter().find_map({
-            let others = others().await;
-            move |ours| meets(&others, *ours)
-        }) {
+        let (include, taken) = without_others(include).await;
+        if let Some(error) = taken.into_iter().next() {
             return Err(error.into());
         }
         let (nets, exclude_ports) = excluded(args, &include, steps);
