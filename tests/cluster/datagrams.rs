@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::net::{SocketAddr, UdpSocket};
 use std::process::Command;
-use std::thread;
 
 use kshuttle_test_support::kshuttle::{Kshuttle, LeakMeter, PATIENCE, kubectl, output};
 
@@ -82,26 +81,24 @@ pub(crate) fn one_socket_talks_to_several_services() {
     }
 }
 
-/// Each of them is a port of its own, as resolvers do it.
+/// Each of them is a port of its own, as resolvers do it, and stays open. Not all in one instant: UDP has no way to say that a
+/// buffer is full.
 pub(crate) fn many_sockets_at_once() {
     const SOCKETS: usize = 500;
+    const AT_ONCE: usize = 50;
     let _kshuttle = Kshuttle::start(&RANGES);
-    let asked: Vec<_> = (0..SOCKETS)
-        .map(|number| {
-            let socket = bind();
+    let sockets: Vec<UdpSocket> = (0..SOCKETS).map(|_| bind()).collect();
+    for (volley, sockets) in sockets.chunks(AT_ONCE).enumerate() {
+        let text = |at: usize| (volley * AT_ONCE + at).to_string();
+        for (at, socket) in sockets.iter().enumerate() {
             socket.connect(ECHO).unwrap();
-            socket.send(number.to_string().as_bytes()).unwrap();
-            // Not all in one instant: UDP has no way to say that a buffer is full.
-            if number % 50 == 49 {
-                thread::sleep(std::time::Duration::from_millis(20));
-            }
-            socket
-        })
-        .collect();
-    for (number, socket) in asked.iter().enumerate() {
-        let mut answer = [0; 100];
-        let length = socket.recv(&mut answer).unwrap();
-        assert_eq!(&answer[..length], number.to_string().as_bytes());
+            socket.send(text(at).as_bytes()).unwrap();
+        }
+        for (at, socket) in sockets.iter().enumerate() {
+            let mut answer = [0; 100];
+            let length = socket.recv(&mut answer).unwrap();
+            assert_eq!(&answer[..length], text(at).as_bytes());
+        }
     }
 }
 

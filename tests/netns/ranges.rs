@@ -126,21 +126,30 @@ pub(crate) fn only_these_users_and_groups() {
     });
 }
 
+/// A control group of this machine, removed however the test ends.
+struct ControlGroup(String);
+
+impl Drop for ControlGroup {
+    fn drop(&mut self) {
+        // Empty by then: every process in it was waited for.
+        let _ = fs::remove_dir(format!("{}/in", self.0));
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
 pub(crate) fn only_this_control_group() {
     scene::run(|| {
         let folder = "/sys/fs/cgroup";
         mount(Some("cgroup2"), folder, Some("cgroup2"), MsFlags::empty(), None::<&str>).unwrap();
-        let ours = format!("{folder}/kshuttle-netns-{}", std::process::id());
-        fs::create_dir_all(format!("{ours}/in")).unwrap();
+        let name = format!("kshuttle-netns-{}", std::process::id());
+        let ours = ControlGroup(format!("{folder}/{name}"));
+        fs::create_dir_all(format!("{}/in", ours.0)).unwrap();
         let listener = Listener::start();
-        let path = format!("kshuttle-netns-{}/in", std::process::id());
-        let who = Who { cgroups: vec![path], ..Who::default() };
+        let who = Who { cgroups: vec![format!("{name}/in")], ..Who::default() };
         let helper = Helper::ready(&Plan { who, ..plan("a", &listener, &["10.0.0.0/8"], &[]) });
-        assert!(is_redirected(&listener, 0, 0, Some(&format!("{ours}/in"))));
-        assert!(!is_redirected(&listener, 0, 0, Some(&ours)));
+        assert!(is_redirected(&listener, 0, 0, Some(&format!("{}/in", ours.0))));
+        assert!(!is_redirected(&listener, 0, 0, Some(&ours.0)));
         assert_eq!(helper.stop().guard_dropped, 0);
-        fs::remove_dir(format!("{ours}/in")).unwrap();
-        fs::remove_dir(ours).unwrap();
     });
 }
 
