@@ -3,7 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kshuttle_test_support::http::connect;
 use kshuttle_test_support::kshuttle::{
@@ -34,9 +34,10 @@ fn applications() -> Vec<TcpStream> {
     vec![quiet, busy]
 }
 
-/// Reads on until the end, which must be a reset.
-fn assert_reset(applications: Vec<TcpStream>) {
+/// Reads on until the end, which must be a reset; says how long that took after `since`.
+fn assert_reset(applications: Vec<TcpStream>, since: Instant) {
     for mut socket in applications {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut buffer = vec![0; 1 << 20];
         let error = loop {
             match socket.read(&mut buffer) {
@@ -47,6 +48,7 @@ fn assert_reset(applications: Vec<TcpStream>) {
         };
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     }
+    println!("      all reset after {} ms", since.elapsed().as_millis());
 }
 
 fn assert_nothing_left(rules: &str, open: &str) {
@@ -68,10 +70,12 @@ pub(crate) fn signals_stop_in_order() {
         let pod = kshuttle.pod();
         let applications = applications();
         let meter = LeakMeter::start();
-        let status = kshuttle.stop(signal);
+        let since = Instant::now();
+        kshuttle.signal(signal);
+        assert_reset(applications, since);
+        let status = kshuttle.wait();
         assert_eq!(status.code(), Some(code), "{signal}: {}", kshuttle.said());
         assert!(!kshuttle.said().contains("warning"), "{}", kshuttle.said());
-        assert_reset(applications);
         assert_eq!(meter.leaked(), 0);
         assert_nothing_left(&rules, &open);
         eventually("the pod is deleted", PATIENCE, || phase(&pod).is_empty().then_some(()));
@@ -107,8 +111,9 @@ pub(crate) fn sigkill_of_kshuttle_leaves_nothing() {
     let mut kshuttle = Kshuttle::start(&[&RANGES[..], &["--pod-idle", "5s"]].concat());
     let pod = kshuttle.pod();
     let applications = applications();
+    let since = Instant::now();
     kshuttle.stop(Signal::SIGKILL);
-    assert_reset(applications);
+    assert_reset(applications, since);
     assert_nothing_left(&rules, &open);
     eventually("the pod has ended by itself", PATIENCE, || (phase(&pod) == "Succeeded").then_some(()));
     // The next session takes the left-over away.
@@ -125,8 +130,9 @@ pub(crate) fn sigkill_of_the_helper_leaves_nothing() {
     let helpers = processes(&program("kshuttle-helper").to_string_lossy());
     // The oldest is the helper, the other its watchdog.
     let helper = helpers.iter().min_by_key(|pid| pid.as_raw()).unwrap();
+    let since = Instant::now();
     kill(*helper, Signal::SIGKILL).unwrap();
-    assert_reset(applications);
+    assert_reset(applications, since);
     let status = kshuttle.wait();
     assert_eq!(status.code(), Some(7), "{}", kshuttle.said());
     assert!(kshuttle.said().contains("helper"), "{}", kshuttle.said());
@@ -156,16 +162,18 @@ pub(crate) fn a_pod_that_ends_is_replaced() {
     let old = kshuttle.pod();
     let before = applications();
     let meter = LeakMeter::start();
+    let since = Instant::now();
     kubectl(&["delete", "pod", &old, "--wait=false"]);
-    assert_reset(before);
+    assert_reset(before, since);
     // Made while there is no pod: they wait for the next one.
     let after = applications();
     assert_eq!(meter.leaked(), 0);
     let said = kshuttle.said();
     assert!(said.contains(&format!("the pod {old} ended")), "{said}");
-    let status = kshuttle.stop(Signal::SIGTERM);
-    assert_eq!(status.code(), Some(143), "{}", kshuttle.said());
-    assert_reset(after);
+    let since = Instant::now();
+    kshuttle.signal(Signal::SIGTERM);
+    assert_reset(after, since);
+    assert_eq!(kshuttle.wait().code(), Some(143), "{}", kshuttle.said());
     assert_nothing_left(&rules, &open);
     eventually("no pod is left", PATIENCE, || {
         kubectl(&["get", "pod", "-l", "app.kubernetes.io/name=kshuttle", "-o", "name"])

@@ -13,6 +13,7 @@ mod end;
 mod existing;
 mod faults;
 mod forward;
+mod ipv6;
 mod life;
 mod place;
 mod pod;
@@ -49,6 +50,10 @@ const REDIRECTED: &[Test] = tests! {
         one_socket_talks_to_several_services,
         many_sockets_at_once,
         without_udp_it_is_left_alone;
+    ipv6:
+        from_a_global_address,
+        from_a_unique_local_address,
+        with_only_a_link_local_address_it_is_told;
     redirect:
         ranges_come_from_a_file,
         one_port_of_an_address_is_left_alone,

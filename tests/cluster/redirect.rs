@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kshuttle_test_support::http::{connect, get};
 use kshuttle_test_support::kshuttle::{Kshuttle, LeakMeter, eventually, kubectl, output, program};
@@ -184,27 +184,28 @@ pub(crate) fn a_storm_of_connections_is_refused_at_the_bound() {
     const COUNT: usize = 20_000;
     let mut kshuttle = Kshuttle::start(&[&RANGES[..], &["--tunnels", "1"]].concat());
     let meter = LeakMeter::start();
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     let workers: Vec<_> = (0..20)
         .map(|_| {
-            std::thread::spawn(|| {
+            std::thread::spawn(move || {
                 let sockets: Vec<_> = (0..COUNT / 20).map(|_| connect(bench(7003))).collect();
-                sockets
+                let connected = started.elapsed();
+                let served = sockets
                     .into_iter()
                     .flatten()
                     .map(|mut socket| {
                         let served = socket.write_all(b"x").and_then(|()| socket.read_exact(&mut [0; 1]));
                         usize::from(served.is_ok())
                     })
-                    .sum::<usize>()
+                    .sum::<usize>();
+                (served, connected)
             })
         })
         .collect();
-    let served: usize = workers.into_iter().map(|worker| worker.join().unwrap()).sum();
-    println!(
-        "      {served} of {COUNT} served, {:.0} connects/s",
-        COUNT as f64 / started.elapsed().as_secs_f64()
-    );
+    let ended: Vec<_> = workers.into_iter().map(|worker| worker.join().unwrap()).collect();
+    let served: usize = ended.iter().map(|(served, _)| served).sum();
+    let connected = ended.iter().map(|(_, connected)| *connected).max().unwrap();
+    println!("      {served} of {COUNT} served, {:.0} connects/s", COUNT as f64 / connected.as_secs_f64());
     assert!(served >= 1000, "{served}");
     assert_eq!(get(bench(8080), "/").unwrap().text, "hello from bench\n");
     assert_eq!(meter.leaked(), 0);
