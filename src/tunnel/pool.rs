@@ -37,7 +37,7 @@ use self::slot::Slot;
 pub use self::status::TunnelStatus;
 use super::identity::{HostKey, Identity};
 use super::network::Changes;
-use super::ssh::Session;
+use super::ssh::{ResolverFileError, Session};
 use super::{Connect, ConnectError};
 use crate::addr::Target;
 
@@ -127,6 +127,8 @@ struct Shared {
     slots: Vec<Slot>,
     /// Told whenever a slot's state changes.
     changed: watch::Sender<()>,
+    /// Whether a slot is up, as [`watch_up`] found it last.
+    up: watch::Sender<bool>,
     /// Told when this machine's network changed.
     network: watch::Sender<()>,
     /// Told when the end is wanted; what is lost then is no news.
@@ -173,6 +175,7 @@ impl Pool {
             route: watch::Sender::new(None),
             slots: (0..settings.tunnels.into()).map(Slot::new).collect(),
             changed: watch::Sender::new(()),
+            up: watch::Sender::new(false),
             network: watch::Sender::new(()),
             closing: AtomicBool::new(false),
         });
@@ -180,6 +183,7 @@ impl Pool {
         for index in 0..settings.tunnels.into() {
             tasks.spawn(slot::run(shared.clone(), index));
         }
+        tasks.spawn(watch_up(shared.clone()));
         tasks.spawn(watch_network(shared.clone()));
         tasks.spawn(watch_sleep(shared.clone()));
         Self { shared, _tasks: Arc::new(tasks) }
@@ -233,6 +237,19 @@ impl Pool {
             // The sender lives in `self`, so waiting cannot fail.
             let _ = changed.changed().await;
         }
+    }
+
+    /// The pod's `/etc/resolv.conf`.
+    ///
+    /// # Errors
+    /// When no tunnel is up, or the server does not tell.
+    pub async fn resolver_file(&self) -> Result<Vec<u8>, ResolverFileError> {
+        self.best().ok_or(ResolverFileError::NoTunnel)?.resolver_file().await
+    }
+
+    /// Whether new connections find a tunnel, and each change of that.
+    pub fn is_up(&self) -> watch::Receiver<bool> {
+        self.shared.up.subscribe()
     }
 
     /// The state of each tunnel.
@@ -289,6 +306,17 @@ impl Connect for Pool {
 
     async fn connect_udp(&self, target: &Target) -> Result<DatagramFlow, ConnectError> {
         self.open(|session| async move { session.open_udp(target).await }).await
+    }
+}
+
+async fn watch_up(shared: Arc<Shared>) {
+    let mut changed = shared.changed.subscribe();
+    loop {
+        changed.borrow_and_update();
+        let up = shared.slots.iter().any(|slot| slot.status().up);
+        shared.up.send_if_modified(|before| std::mem::replace(before, up) != up);
+        // The sender lives in `shared`, so waiting cannot fail.
+        let _ = changed.changed().await;
     }
 }
 

@@ -1,6 +1,8 @@
-//! What a client may do: with the right key and the right name flows and direct-tcpip, otherwise nothing. Refusals are
-//! logged; what a stranger chose is quoted and cut in them.
+//! What a client may do: with the right key and the right name flows, direct-tcpip and reading the pod's resolver file,
+//! otherwise nothing. Refusals are logged; what a stranger chose is quoted and cut in them.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::sync::Arc;
 
 use kshuttle_wire::pacing::Pacer;
@@ -86,6 +88,21 @@ fn refuse(what: &str) {
     tracing::info!("refused: {what}");
 }
 
+/// A small file in the container's memory: reading it holds nobody up.
+fn send_resolver_file(id: ChannelId, session: &mut Session) -> Result<(), russh::Error> {
+    let mut text = Vec::new();
+    let read = File::open(ssh::RESOLVER_FILE)
+        .and_then(|file| file.take(ssh::RESOLVER_MAX as u64).read_to_end(&mut text));
+    if let Err(error) = read {
+        tracing::info!(%error, "no {}", ssh::RESOLVER_FILE);
+        return session.channel_failure(id);
+    }
+    session.channel_success(id)?;
+    session.data(id, text)?;
+    session.eof(id)?;
+    session.close(id)
+}
+
 impl Handler for Login {
     type Error = russh::Error;
 
@@ -169,6 +186,10 @@ impl Handler for Login {
                     }
                 });
                 Ok(())
+            }
+            Some(place) if name == ssh::RESOLVER_SUBSYSTEM => {
+                drop(self.channels.swap_remove(place));
+                send_resolver_file(id, session)
             }
             _ => {
                 tracing::info!(subsystem = %cut(name), "refused: a subsystem");

@@ -9,6 +9,7 @@ use futures::FutureExt;
 use kshuttle::addr::Target;
 use kshuttle::tunnel::identity::{HostKey, Identity};
 use kshuttle::tunnel::pool::{DialError, Dialed, HOLD, Pool, Route, Settings};
+use kshuttle::tunnel::ssh::ResolverFileError;
 use kshuttle::tunnel::{Connect, ConnectError};
 use kshuttle_test_support::line::{Direction, Line, Quality};
 use kshuttle_test_support::net::{connection, echo, exchange, greet_and_hold, ping, server, udp_echo};
@@ -97,6 +98,22 @@ impl Scene {
 }
 
 /// A tunnel without its link would look up, and no connection would ever be given to it.
+#[tokio::test]
+async fn whether_a_tunnel_is_up_and_the_pods_resolver_file_are_told() {
+    let scene = Scene::start(Settings { tunnels: 1, ..Settings::default() }).await;
+    let mut up = scene.pool.is_up();
+    within(up.wait_for(|up| *up)).await.unwrap();
+    // The pod is this very process.
+    let here = std::fs::read("/etc/resolv.conf").unwrap();
+    assert_eq!(within(scene.pool.resolver_file()).await.unwrap(), here);
+    scene.unreachable.store(true, Ordering::Relaxed);
+    scene.line.reset_all();
+    within(up.wait_for(|up| !*up)).await.unwrap();
+    assert!(matches!(scene.pool.resolver_file().await, Err(ResolverFileError::NoTunnel)));
+    scene.unreachable.store(false, Ordering::Relaxed);
+    within(up.wait_for(|up| *up)).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn whoever_leads_to_a_pod_never_takes_a_new_tunnel_s_link_away() {
     for pod in 0..10 {

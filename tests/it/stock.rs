@@ -108,6 +108,16 @@ async fn bytes_travel_both_ways_at_once_in_many_channels() {
     assert!(status.iter().all(|tunnel| tunnel.link.is_none()), "{status:?}");
 }
 
+#[tokio::test]
+async fn its_shell_tells_the_pods_resolver_file() {
+    let scene = Scene::start(ONE, "").await;
+    let here = std::fs::read("/etc/resolv.conf").unwrap();
+    assert_eq!(within(scene.pool.resolver_file()).await.unwrap(), here);
+    // Without a shell nobody is kept waiting.
+    let scene = Scene::start(ONE, "ForceCommand /bin/false\n").await;
+    assert!(within(scene.pool.resolver_file()).await.is_err());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_servers_renewals_of_keys_disturb_nobody() {
     let scene = Scene::start(ONE, "RekeyLimit 1M").await;

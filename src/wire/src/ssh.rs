@@ -8,6 +8,15 @@ use russh::{Limits, Preferred, cipher};
 /// Subsystem (RFC 4254 §6.5) whose channel carries HTTP/2 flows. The part after `@` is the protocol's version.
 pub const FLOWS_SUBSYSTEM: &str = "kshuttle-flows@1";
 
+/// Subsystem whose channel carries the pod's `/etc/resolv.conf` and ends: which name servers and domains the cluster has.
+pub const RESOLVER_SUBSYSTEM: &str = "kshuttle-resolver@1";
+
+/// Where that is (`man 5 resolv.conf`).
+pub const RESOLVER_FILE: &str = "/etc/resolv.conf";
+
+/// Most bytes of it that are sent or taken. The kubelet writes at most 2 kB: 32 search domains of 2,048 characters together.
+pub const RESOLVER_MAX: usize = 16 * 1024;
+
 /// Software version in our server's identification string (RFC 4253 §4.2); tells our pod from a stock server.
 pub const SERVER_ID: &str = concat!("SSH-2.0-kshuttle_", env!("CARGO_PKG_VERSION"));
 
