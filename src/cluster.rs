@@ -10,6 +10,7 @@ pub mod client;
 pub mod delivery;
 #[cfg(test)]
 mod fake_api;
+pub mod names;
 pub mod port_forward;
 pub mod rights;
 pub mod sshd_pod;
