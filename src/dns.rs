@@ -18,6 +18,7 @@ mod front;
 mod message;
 mod remote;
 mod sockets;
+pub mod system;
 mod upstream;
 pub mod zone;
 
