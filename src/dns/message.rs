@@ -130,7 +130,8 @@ impl Answer {
         }
         // Who keeps "no such record" wants the zone to be above the name (RFC 2308 §5).
         for record in &mut self.authorities {
-            if record.record_type() == RecordType::SOA && !record.name.zone_of(asked) {
+            let above = |name| record.name.zone_of(name);
+            if record.record_type() == RecordType::SOA && above(full) && !above(asked) {
                 record.name = asked.trim_to(1);
             }
         }
@@ -223,10 +224,12 @@ fn shortened(mut message: Message, longest: usize) -> Option<Vec<u8>> {
 
 /// An answer that says only that there is none.
 pub(super) fn failure(query: &[u8], code: ResponseCode, transport: Transport) -> Option<Vec<u8>> {
-    let client = Client::read(query);
     match Head::read(query) {
-        Ok(head) => encode(&head.metadata, Some(&head.question), client.as_ref(), code.into(), transport),
-        Err(Unreadable::Form(metadata)) => encode(&metadata, None, client.as_ref(), code.into(), transport),
+        Ok(Head { metadata, question }) => {
+            let client = Client::read(query);
+            encode(&metadata, Some(&question), client.as_ref(), code.into(), transport)
+        }
+        Err(Unreadable::Form(metadata)) => encode(&metadata, None, None, code.into(), transport),
         Err(Unreadable::Silence) => None,
     }
 }

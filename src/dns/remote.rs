@@ -259,3 +259,98 @@ impl Open {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::rr::{Name, RecordType};
+
+    use super::*;
+
+    fn ask(text: &str) -> (Ask, oneshot::Receiver<Message>) {
+        let (answer, answered) = oneshot::channel();
+        let question = Query::query(Name::from_ascii(text).unwrap(), RecordType::A);
+        (Ask { question, dnssec: false, answer, failed: 0 }, answered)
+    }
+
+    /// What a server would get.
+    fn sent(bytes: Bytes) -> Message {
+        let mut buffer = BytesMut::from(&bytes[..]);
+        let message = take(&mut buffer).unwrap();
+        assert!(buffer.is_empty());
+        Message::from_vec(&message).unwrap()
+    }
+
+    #[test]
+    fn messages_come_in_any_pieces() {
+        let mut buffer = BytesMut::new();
+        let mut messages = Vec::new();
+        for byte in [0, 3, b'a', b'b', b'c', 0, 0, 0, 1, b'd', 0] {
+            buffer.extend_from_slice(&[byte]);
+            messages.extend(take(&mut buffer));
+        }
+        assert_eq!(messages, ["abc", "", "d"]);
+        assert_eq!(&buffer[..], [0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_an_answer_to_the_question_is_one() {
+        let open = Open::default();
+        let (first, first_answered) = ask("first.");
+        let (second, mut second_answered) = ask("second.");
+        let [first, second] = [first, second].map(|ask| sent(open.add(ask).unwrap()).into_response());
+        let mut swapped = first.clone();
+        swapped.metadata.id = second.metadata.id;
+        let mut stranger = first.clone();
+        stranger.metadata.id ^= 0x100;
+        for nonsense in [Vec::new(), vec![0], stranger.to_vec().unwrap()] {
+            open.answered(&nonsense);
+        }
+        open.answered(&swapped.to_vec().unwrap());
+        assert!(second_answered.try_recv().is_err());
+        open.answered(&first.to_vec().unwrap());
+        open.answered(&first.to_vec().unwrap()); // once more
+        assert_eq!(first_answered.await.unwrap(), first);
+        let (unanswered, useful) = open.leave();
+        assert!(unanswered.is_empty() && useful, "the second question was answered by nonsense");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_gave_up_is_forgotten_and_ids_are_not_shared() {
+        let open = Open::default();
+        let (patient, _patient_answered) = ask("patient.");
+        open.add(patient).unwrap();
+        for _ in 0..=u16::MAX {
+            let (ask, answered) = ask("x.");
+            assert_ne!(sent(open.add(ask).unwrap()).metadata.id, 0, "in use");
+            drop(answered);
+        }
+        assert!(open.leave().0.len() <= 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_ends_a_connection_soon_and_idleness_later() {
+        let patience = Duration::from_millis(700);
+        let open = Open::default();
+        let started = Instant::now();
+        open.silence(patience).await;
+        assert_eq!(started.elapsed(), IDLE);
+
+        // A question while it waits for the end of idleness.
+        let open = Open::default();
+        let (question, answered) = ask("x.");
+        let later = async {
+            tokio::time::advance(Duration::from_secs(2)).await;
+            let query = sent(open.add(question).unwrap());
+            tokio::time::advance(patience / 2).await;
+            open.answered(&query.into_response().to_vec().unwrap());
+            answered.await.unwrap();
+            let (next, _next_answered) = ask("y.");
+            open.add(next).unwrap();
+            std::future::pending::<()>().await;
+        };
+        let started = Instant::now();
+        tokio::select! { () = open.silence(patience) => {}, () = later => {} }
+        let expected = Duration::from_secs(2) + patience / 2 + patience;
+        assert!(started.elapsed() - expected < Duration::from_millis(5), "{:?}", started.elapsed());
+    }
+}

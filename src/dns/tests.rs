@@ -185,6 +185,68 @@ async fn explanations_survive_the_control_socket() {
     assert_eq!(stub.explain("a", "nonsense", &none()).await, Err(ExplainError::Kind));
 }
 
+/// Counts who is asked; nobody answers.
+struct Counting(Arc<Mutex<Vec<SocketAddr>>>);
+
+impl Sockets for Counting {
+    type Udp = Box<UdpSocket>;
+
+    async fn udp(&self, server: SocketAddr) -> io::Result<Box<UdpSocket>> {
+        self.0.lock().unwrap().push(server);
+        std::future::pending().await
+    }
+
+    async fn tcp(&self, server: SocketAddr) -> io::Result<TcpStream> {
+        self.0.lock().unwrap().push(server);
+        Err(io::ErrorKind::ConnectionRefused.into())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_servers_are_asked_in_time_and_one_alone_twice() {
+    let server = |number: u16| SocketAddr::from(([192, 0, 2, 1], number));
+    let asked = Arc::<Mutex<Vec<_>>>::default();
+    let relay = Relay::new(Counting(asked.clone()));
+    let bytes = query("www.example.com.").to_vec().unwrap();
+    let head = message::Head::read(&bytes).unwrap();
+    for (transport, servers, expected) in [
+        (Transport::Udp, vec![1], vec![1, 1]),
+        (Transport::Tcp, vec![1], vec![1]),
+        (Transport::Udp, vec![1, 2, 3], vec![1, 2, 3]),
+        (Transport::Tcp, vec![1, 2], vec![1, 2]),
+        (Transport::Udp, (1..10).collect(), (1..7).collect()),
+        (Transport::Udp, vec![], vec![]),
+    ] {
+        asked.lock().unwrap().clear();
+        let servers: Vec<_> = servers.into_iter().map(server).collect();
+        let answer = tokio::time::timeout(LIMIT, relay.ask(&bytes, &head, transport, &servers)).await;
+        assert!(!matches!(answer, Ok(Ok(_))));
+        let expected: Vec<_> = expected.into_iter().map(server).collect();
+        assert_eq!(*asked.lock().unwrap(), expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_that_say_nothing_are_let_go_and_make_room() {
+    let stub = stub(Untouched, false);
+    let datagrams = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let connections = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = connections.local_addr().unwrap();
+    let all_but_one = stub.0.clients.acquire_many(CLIENTS_MAX as u32 - 1).await.unwrap();
+    let clients = async {
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        let mut next = TcpStream::connect(address).await.unwrap();
+        framed::write(&mut next, &query("7.kshuttle-check.svc.").to_vec().unwrap()).await.unwrap();
+        assert_eq!(framed::read(&mut silent).await.unwrap(), None);
+        assert!(framed::read(&mut next).await.unwrap().is_some());
+    };
+    tokio::select! {
+        () = stub.serve(Front { datagrams, connections, upstream: none() }) => {}
+        () = clients => {}
+    }
+    drop(all_but_one);
+}
+
 /// The same as many at once, but without a race.
 #[tokio::test]
 async fn a_question_too_many_fails_at_once() {

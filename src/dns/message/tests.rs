@@ -119,6 +119,11 @@ fn the_answer_is_to_the_name_that_was_asked() {
     let owner = |record: &Record| record.name.to_ascii();
     assert_eq!(answer.answers.iter().map(owner).collect::<Vec<_>>(), ["Hello.Default.", "other."]);
     assert_eq!(owner(&answer.authorities[0]), "Default.");
+    // An alias that ends in another zone.
+    let mut elsewhere =
+        Answer { authorities: soa(&name("example.com."), 5).into_iter().collect(), ..answer.clone() };
+    elsewhere.renamed(&full, &asked);
+    assert_eq!(owner(&elsewhere.authorities[0]), "example.com.");
     let mut whole = Answer { authorities: soa(&name("cluster.local."), 5).into_iter().collect(), ..answer };
     whole.renamed(&full, &full);
     assert_eq!(owner(&whole.authorities[0]), "cluster.local.");
