@@ -8,7 +8,8 @@
 //!    │  kernel: REDIRECT
 //!    ▼
 //!  proxy::redirect ── orig_dst ─┐
-//!  proxy::socks    ── handshake─┴▶ tunnel (Connect) ── one flow ──▶ sshd pod ──▶ 10.96.0.10:443
+//!  proxy::socks    ── handshake─┤
+//!  dns             ── question ─┴▶ tunnel (Connect) ── one flow ──▶ sshd pod ──▶ 10.96.0.10:443
 //!                                     │ SSH session over a link over
 //!                                  cluster::port_forward ── API server ──▶ pod's 127.0.0.1
 //!  port_forward: a connection to a local port ── cluster::port_forward ──▶ a port of the user's pod; no pod of ours
@@ -17,7 +18,7 @@
 //!  helper (root, tiny): puts the rules in; takes them out when its input ends
 //! ```
 //!
-//! Who may use whom: `app` joins everything; `proxy` knows only the trait [`tunnel::Connect`]; `tunnel`
+//! Who may use whom: `app` joins everything; `proxy` and `dns` know only the trait [`tunnel::Connect`]; `tunnel`
 //! takes any byte stream; `cluster` knows kube and nobody else; `port_forward` joins `cluster` and `proxy`'s accept loop.
 
 pub mod addr;
@@ -25,6 +26,7 @@ pub mod app;
 pub mod cli;
 pub mod cluster;
 pub mod control;
+pub mod dns;
 pub mod logging;
 pub mod port_forward;
 pub mod privileged;

@@ -1,5 +1,5 @@
-//! What this machine's network already has where a redirect is about to reach: networks it is in, routes (VPNs), name
-//! servers. Nothing is changed by it; it is told, or left alone.
+//! What this machine's network already has where a redirect is about to reach: networks it is in, routes (VPNs).
+//! Nothing is changed by it; it is told, or left alone.
 
 #[cfg(target_os = "linux")]
 mod linux;
@@ -12,15 +12,8 @@ use macos as system;
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-
-/// Files with `nameserver` lines: the one programs read, and what systemd-resolved asks itself.
-const RESOLVERS: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
-
-/// Port of name servers.
-const DNS: u16 = 53;
 
 /// A network that this machine reaches in a way of its own.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,22 +49,6 @@ pub fn overlap(one: &IpNet, other: &IpNet) -> bool {
     one.contains(other) || other.contains(one)
 }
 
-/// This machine's name servers.
-pub fn name_servers() -> BTreeSet<SocketAddr> {
-    let texts = RESOLVERS.iter().filter_map(|path| std::fs::read_to_string(path).ok());
-    texts.flat_map(|text| in_resolv_conf(&text)).map(|address| SocketAddr::new(address, DNS)).collect()
-}
-
-/// `nameserver ADDRESS` lines (resolv.conf(5)).
-fn in_resolv_conf(text: &str) -> Vec<IpAddr> {
-    let server = |line: &str| {
-        let mut words = line.split_whitespace();
-        let address = words.next().filter(|word| *word == "nameserver").and(words.next())?;
-        address.split('%').next()?.parse().ok() // without the scope
-    };
-    text.lines().filter_map(server).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,11 +76,5 @@ mod tests {
         assert_eq!(met(&["10.0.0.0/16"], &["10.0.5.0/24"]), ["tun0"]);
         assert_eq!(met(&["10.0.0.0/16"], &["10.0.0.0/8"]), [""; 0]);
         assert_eq!(met(&["172.16.0.0/12", "fd00::/8"], &[]), [""; 0]);
-    }
-
-    #[test]
-    fn name_servers_are_read() {
-        let text = "# nameserver 1.1.1.1\nsearch a b\nnameserver 10.0.0.2\n nameserver\tfe80::1%wlan0 # x\nnameserver x\nnameserver\n";
-        assert_eq!(in_resolv_conf(text), ["10.0.0.2", "fe80::1"].map(|text| text.parse::<IpAddr>().unwrap()));
     }
 }

@@ -18,6 +18,7 @@ use crate::cluster::subnets::{self, Mode, Watch};
 use crate::control::registry::{Found, sessions};
 use crate::control::socket::ask;
 use crate::control::{Answer, Request};
+use crate::dns;
 use crate::privileged::questions::{Questions, UpdateError};
 use crate::privileged::{PrivilegedError, Redirected};
 use crate::proxy::datagrams::{self, Remembered};
@@ -290,7 +291,7 @@ fn excluded(args: &RedirectArgs, include: &[IpNet], steps: &mut Steps) -> (Vec<I
         }
     }
     let inside = |server: &SocketAddr| include.iter().any(|net| net.contains(&server.ip()));
-    for server in surroundings::name_servers().into_iter().filter(inside) {
+    for server in dns::system::name_servers().into_iter().filter(inside) {
         steps.say(format_args!(
             "note: {server} is this machine's name server inside a redirected range; it is left alone"
         ));

@@ -4,6 +4,7 @@
 
 mod control;
 mod death;
+mod dns;
 mod forward;
 mod link;
 mod openssh;
