@@ -8,6 +8,8 @@ mod cleanup;
 pub mod existing;
 mod explain;
 mod keeper;
+mod names;
+mod questions;
 pub mod redirect;
 mod ssh_config;
 mod through;
@@ -19,19 +21,18 @@ use anyhow::Context;
 use tokio::task::JoinSet;
 
 pub use self::cleanup::cleanup;
+use self::names::Names;
+pub use self::questions::{dns, look_up, quit, status};
 pub use self::ssh_config::{ssh_config, ssh_proxy};
 use self::through::Through;
-use crate::cli::{
-    ClusterArgs, Output, PodArgs, PortForwardArgs, QuitArgs, RedirectArgs, SocksArgs, StatusArgs,
-};
+use crate::cli::{ClusterArgs, PodArgs, PortForwardArgs, RedirectArgs, SocksArgs};
 use crate::cluster::client::{self, Cluster};
-use crate::control::registry::{Found, sessions};
-use crate::control::socket::{AskError, Control, ask};
-use crate::control::{Answer, Request, Session, Status};
+use crate::control::Session;
+use crate::control::socket::Control;
 use crate::port_forward::{self, Wanted};
 use crate::privileged::{Helper, Starting};
 use crate::proxy::{self, Connections, socks};
-use crate::report::{self, Steps};
+use crate::report::Steps;
 use crate::session;
 use crate::session::ticket::Ticket;
 use crate::shutdown::{Questions, Signals, Stop};
@@ -51,7 +52,9 @@ pub async fn redirect(
             parts.helper = Some(helper.hello().await?);
         }
         let cluster = parts.open_tunnel(cluster, &args.pod, steps).await?;
-        parts.ranges = Some(parts.redirect(&cluster, args, steps).await?);
+        let ranges = parts.redirect(&cluster, args, steps).await?;
+        parts.names = parts.names(&cluster, args, &ranges, steps).await?;
+        parts.ranges = Some(ranges);
         parts.ready(steps, "Ctrl-C ends it");
         Err(parts.until_failure(steps).await)
     })
@@ -101,59 +104,6 @@ pub async fn port_forward(cluster: &ClusterArgs, args: &PortForwardArgs) -> anyh
         Err(forwarding.serve(&parts.connections, &mut parts.listeners).await.into())
     })
     .await
-}
-
-/// `kshuttle status`: how the sessions of this user are.
-///
-/// # Errors
-/// When the one that is named is not there or does not answer.
-pub async fn status(args: &StatusArgs) -> anyhow::Result<()> {
-    let mut all = Vec::new();
-    for Found { name, socket } in wanted(args.name.as_deref())? {
-        match ask(&name, &socket, Request::Status).await {
-            Ok(Answer::Status(status)) => all.push(status),
-            Ok(_) => return Err(AskError::Strange(name).into()),
-            // It has just ended.
-            Err(AskError::Io { .. }) if args.name.is_none() => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    match args.output {
-        Some(Output::Json) => report::answer(serde_json::to_string_pretty(&all).context("write JSON")?),
-        None if all.is_empty() => report::answer("no session"),
-        None => all.iter().flat_map(Status::lines).for_each(report::answer),
-    }
-    Ok(())
-}
-
-/// `kshuttle quit`: ends a session in order.
-///
-/// # Errors
-/// When it is not clear which, or it does not answer.
-pub async fn quit(args: &QuitArgs) -> anyhow::Result<()> {
-    let found = wanted(args.name.as_deref())?;
-    let [Found { name, socket }] = &found[..] else {
-        anyhow::ensure!(!found.is_empty(), "no session");
-        let names: Vec<_> = found.iter().map(|found| found.name.as_str()).collect();
-        anyhow::bail!("there are {} sessions; name one of {}", found.len(), names.join(", "));
-    };
-    match ask(name, socket, Request::Quit).await? {
-        Answer::Ending => {
-            report::answer(format_args!("session {name} ends"));
-            Ok(())
-        }
-        _ => Err(AskError::Strange(name.clone()).into()),
-    }
-}
-
-/// The sessions with this name, or all.
-fn wanted(name: Option<&str>) -> anyhow::Result<Vec<Found>> {
-    let found: Vec<_> =
-        sessions().into_iter().filter(|found| name.is_none_or(|name| name == found.name)).collect();
-    match name {
-        Some(name) if found.is_empty() => anyhow::bail!("no session {name}"),
-        _ => Ok(found),
-    }
 }
 
 /// Runs `work`, which starts everything and waits for an end, until a signal or `kshuttle quit`; then stops in order. A second
@@ -210,6 +160,7 @@ struct Parts {
     through: Option<Through>,
     connections: Connections,
     ranges: Option<redirect::Ranges>,
+    names: Option<Names>,
     /// One task per listener; they end when this is dropped.
     listeners: JoinSet<()>,
     redirected: bool,
@@ -237,6 +188,26 @@ impl Parts {
         started.map(|()| cluster)
     }
 
+    /// Has names come to us, where there are rules. The helper answers while it is waited for.
+    async fn names(
+        &mut self,
+        cluster: &Cluster,
+        args: &RedirectArgs,
+        ranges: &redirect::Ranges,
+        steps: &mut Steps,
+    ) -> anyhow::Result<Option<Names>> {
+        let (pool, session) = (self.tunnel()?, self.session.clone());
+        let (Some(questions), Some(helper)) = (ranges.questions(), self.helper.as_mut()) else {
+            return Ok(None);
+        };
+        let start =
+            names::Start { cluster, pool, questions, ranges: ranges.now(), session: session.as_ref() };
+        tokio::select! {
+            names = Names::start(start, &args.names, steps) => Ok(names?),
+            error = helper.lost(repaired) => Err(error.into()),
+        }
+    }
+
     /// Tells the user, and from now on those who ask, that everything stands.
     fn ready(&self, steps: &mut Steps, words: impl std::fmt::Display) {
         if let Some(session) = &self.session {
@@ -252,7 +223,7 @@ impl Parts {
 
     /// Waits until something is lost that the session needs and nobody can replace.
     async fn until_failure(&mut self, steps: &mut Steps) -> anyhow::Error {
-        let Self { session, helper, through, ranges, .. } = self;
+        let Self { session, helper, through, ranges, names, .. } = self;
         let kept = async {
             match through {
                 Some(through) => through.keep(steps).await,
@@ -271,10 +242,17 @@ impl Parts {
                 None => std::future::pending().await,
             }
         };
+        let named = async {
+            match names {
+                Some(names) => names.follow(&mut Steps::default()).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             error = kept => error,
             error = helper_lost => error.into(),
             error = followed => error.into(),
+            error = named => error.into(),
         }
     }
 
@@ -298,6 +276,7 @@ impl Parts {
             }
         }
         self.listeners.abort_all();
+        self.names = None; // not before: questions that were under way are answered
         if let Some(through) = self.through.take() {
             through.stop(steps).await;
         }

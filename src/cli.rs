@@ -1,5 +1,6 @@
 //! The command line: flags and their help. Pure; touches nothing.
 
+mod dns;
 mod flags;
 mod redirect;
 mod root;
@@ -11,6 +12,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
+pub use self::dns::{DnsArgs, NamesArgs, NamesMethod};
 pub use self::flags::{ClusterArgs, PodArgs};
 pub use self::redirect::{RedirectArgs, RedirectMethod, SubnetsFileError};
 pub use self::root::{Elevate, SudoersArgs};
@@ -112,6 +114,18 @@ Examples:
     /// Say how the sessions that run are: tunnels, round trips, losses
     Status(StatusArgs),
 
+    /// Say what a session that redirects makes of a name: whose it is and why, who was asked, the answer
+    #[command(after_help = "\
+Examples:
+  kshuttle dns web.shop
+  kshuttle dns _http._tcp.web.shop.svc.cluster.local SRV
+  kshuttle dns www.example.com AAAA -o json")]
+    Dns(DnsArgs),
+
+    /// Look a name up as programs do, in a fresh process: kshuttle's own check of its way
+    #[command(hide = true)]
+    LookUp(LookUpArgs),
+
     /// End a session that runs, as Ctrl-C does
     Quit(QuitArgs),
 
@@ -196,6 +210,13 @@ pub struct StatusArgs {
 pub enum Output {
     /// A list of sessions.
     Json,
+}
+
+/// Flags of `kshuttle look-up`.
+#[derive(Debug, Args)]
+pub struct LookUpArgs {
+    /// The name
+    pub name: String,
 }
 
 /// Flags of `kshuttle quit`.

@@ -9,19 +9,28 @@ pub mod socket;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures::future::BoxFuture;
 use ipnet::IpNet;
 use kshuttle_wire::link::Phase;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
+use crate::dns::Explanation;
 use crate::tunnel::pool::{Pool, TunnelStatus};
 
 /// What can be asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "do")]
 pub enum Request {
     /// How are you?
     Status,
+    /// What becomes of a question about a name?
+    Dns {
+        /// The name.
+        name: String,
+        /// The type of records: `A`, `AAAA`, …
+        kind: String,
+    },
     /// End in order.
     Quit,
 }
@@ -32,9 +41,11 @@ pub enum Request {
 pub enum Answer {
     /// To [`Request::Status`].
     Status(Status),
+    /// To [`Request::Dns`].
+    Dns(Explanation),
     /// To [`Request::Quit`]: it is ending.
     Ending,
-    /// The question was not understood.
+    /// The question was not understood, or has no answer.
     Error(String),
 }
 
@@ -103,8 +114,13 @@ struct Shared {
     ready: OnceLock<()>,
     pool: OnceLock<Pool>,
     ranges: Mutex<Vec<IpNet>>,
+    explain: OnceLock<Explain>,
     quit: Notify,
 }
+
+/// Answers [`Request::Dns`]: name and type.
+pub type Explain =
+    Arc<dyn Fn(String, String) -> BoxFuture<'static, Result<Explanation, String>> + Send + Sync>;
 
 impl Session {
     /// One that starts now.
@@ -117,6 +133,7 @@ impl Session {
                 ready,
                 pool,
                 ranges: Mutex::default(),
+                explain: OnceLock::new(),
                 quit: Notify::new(),
             }),
         }
@@ -130,6 +147,11 @@ impl Session {
     /// It redirects these, from now on.
     pub fn redirects(&self, ranges: Vec<IpNet>) {
         *self.shared.ranges.lock().unwrap_or_else(PoisonError::into_inner) = ranges;
+    }
+
+    /// It answers questions about names, from now on.
+    pub fn explains(&self, explain: Explain) {
+        let _ = self.shared.explain.set(explain); // there is one for each session
     }
 
     /// It serves, from now on.
@@ -161,9 +183,13 @@ impl Session {
         }
     }
 
-    fn answer(&self, request: Request) -> Answer {
+    async fn answer(&self, request: Request) -> Answer {
         match request {
             Request::Status => Answer::Status(self.status()),
+            Request::Dns { name, kind } => match self.shared.explain.get() {
+                Some(explain) => explain(name, kind).await.map_or_else(Answer::Error, Answer::Dns),
+                None => Answer::Error("it leaves names alone".to_owned()),
+            },
             Request::Quit => Answer::Ending,
         }
     }

@@ -16,6 +16,7 @@ mod explain;
 mod framed;
 mod front;
 mod message;
+pub mod probe;
 mod remote;
 mod sockets;
 pub mod system;

@@ -33,7 +33,14 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         // Of ssh-proxy the standard error is ssh's; the others end at once.
         _ if matches!(
             cli.command,
-            Some(Command::SshProxy(_) | Command::Status(_) | Command::Quit(_) | Command::Sudoers(_))
+            Some(
+                Command::SshProxy(_)
+                    | Command::Status(_)
+                    | Command::Dns(_)
+                    | Command::LookUp(_)
+                    | Command::Quit(_)
+                    | Command::Sudoers(_)
+            )
         ) => {}
         Became::RootWithoutCapabilities => Steps::default().say("running as root, without any capability"),
         Became::User(name) => Steps::default().say(format_args!("running as {name}")),
@@ -49,6 +56,8 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
             (Some(Command::SshProxy(args)), _) => app::ssh_proxy(&cli.cluster, args).await,
             (Some(Command::Cleanup(args)), _) => app::cleanup(&cli.cluster, args).await,
             (Some(Command::Status(args)), _) => app::status(args).await,
+            (Some(Command::Dns(args)), _) => app::dns(args).await,
+            (Some(Command::LookUp(args)), _) => app::look_up(args),
             (Some(Command::Quit(args)), _) => app::quit(args).await,
             (Some(Command::Sudoers(args)), _) => sudoers::rule(args).map(report::answer).map_err(Into::into),
             (None, helper) => app::redirect(&cli.cluster, &cli.redirect, helper).await,

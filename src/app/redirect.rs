@@ -9,6 +9,7 @@ use kshuttle_helper::protocol::{Bridge, Plan, Who};
 use nix::ifaddrs::getifaddrs;
 use nix::unistd::{Group, User};
 use tokio::net::UdpSocket;
+use tokio::sync::watch;
 
 use super::Parts;
 use crate::addr::Exclude;
@@ -61,9 +62,21 @@ pub struct Ranges {
     within: Option<Vec<IpNet>>,
     exclude: Vec<IpNet>,
     questions: Option<Questions>,
+    /// Those that are redirected now.
+    now: watch::Sender<Vec<IpNet>>,
 }
 
 impl Ranges {
+    /// Whom to ask while the rules stand; none where there are no rules.
+    pub fn questions(&self) -> Option<Questions> {
+        self.questions.clone()
+    }
+
+    /// What is redirected, and each change of it.
+    pub fn now(&self) -> watch::Receiver<Vec<IpNet>> {
+        self.now.subscribe()
+    }
+
     /// What the user says, else what the cluster tells.
     async fn find(
         cluster: &Cluster,
@@ -72,7 +85,8 @@ impl Ranges {
     ) -> anyhow::Result<(Self, Vec<IpNet>)> {
         let said = args.ranges().context("read the ranges")?;
         let within = (!said.is_empty()).then(|| IpNet::aggregate(&said));
-        let mut ranges = Self { watch: None, within, exclude: Vec::new(), questions: None };
+        let now = watch::Sender::default();
+        let mut ranges = Self { watch: None, within, exclude: Vec::new(), questions: None, now };
         if let Some(within) = ranges.within.clone().filter(|_| !args.narrow) {
             return Ok((ranges, within));
         }
@@ -106,6 +120,7 @@ impl Ranges {
             match questions.update(include.clone(), self.exclude.clone()).await {
                 Ok(()) => {
                     steps.say(format_args!("ranges changed: {listed}"));
+                    self.now.send_replace(include.clone());
                     if let Some(session) = session {
                         session.redirects(include);
                     }
@@ -207,6 +222,7 @@ impl Parts {
         if let Some(session) = &self.session {
             session.redirects(include.clone());
         }
+        ranges.now.send_replace(include);
         let remembered = match args.redirect {
             RedirectMethod::None => {
                 let ports = [plan.listener_v4, plan.listener_v6]

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 use kshuttle_helper::protocol::Method;
 
-use super::{Elevate, PodArgs};
+use super::{Elevate, NamesArgs, PodArgs};
 use crate::addr::{Exclude, Subnet};
 
 /// Flags of redirecting.
@@ -57,6 +57,10 @@ pub struct RedirectArgs {
     /// Redirect containers and virtual machines behind these bridges, too, such as docker0
     #[arg(long, value_name = "INTERFACE,...", value_delimiter = ',')]
     pub listen_bridge: Vec<String>,
+
+    /// Names.
+    #[command(flatten)]
+    pub names: NamesArgs,
 
     /// The pod the traffic goes through.
     #[command(flatten)]

@@ -112,7 +112,7 @@ async fn answer(stream: UnixStream, session: &Session) -> io::Result<()> {
     let mut question = Vec::new();
     BufReader::new(read.take(QUESTION_MAX)).read_until(b'\n', &mut question).await?;
     let answer = match serde_json::from_slice::<Request>(&question) {
-        Ok(request) => session.answer(request),
+        Ok(request) => session.answer(request).await,
         Err(error) => Answer::Error(error.to_string()),
     };
     let mut line = serde_json::to_vec(&answer)?;

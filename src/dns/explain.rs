@@ -36,6 +36,22 @@ pub struct Explanation {
     pub time: Duration,
 }
 
+impl Explanation {
+    /// For people.
+    pub fn lines(&self) -> Vec<String> {
+        let whose = if self.ours { "the cluster's" } else { "not the cluster's" };
+        let time = self.time.as_secs_f64() * 1e3;
+        let mut lines = vec![
+            format!("{} {}", self.name, self.kind),
+            format!("  whose     {whose}: {}", self.why),
+            format!("  asked     {}", self.asked),
+            format!("  answer    {}  ({time:.1} ms)", self.code),
+        ];
+        lines.extend(self.records.iter().map(|record| format!("            {record}")));
+        lines
+    }
+}
+
 /// Why there is nothing to explain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ExplainError {

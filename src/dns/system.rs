@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 
+pub use self::parse::{DNS, Parsed, resolv_conf};
+
 /// What programs read.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 

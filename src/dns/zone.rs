@@ -12,7 +12,8 @@ use std::net::SocketAddr;
 use hickory_proto::rr::{Name, RecordType};
 use ipnet::IpNet;
 
-use self::public::{is_public, is_special};
+pub use self::public::is_public;
+use self::public::is_special;
 
 /// Labels below the cluster's domain, and below `svc` there, that the stub answers by itself.
 pub const CANARY: &str = "kshuttle-check";

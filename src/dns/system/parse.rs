@@ -7,21 +7,24 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use nix::net::if_::if_nametoindex;
 
 /// Port of name servers.
-pub(super) const DNS: u16 = 53;
+pub const DNS: u16 = 53;
 
 /// glibc takes more dots for so many (`RES_MAXNDOTS` in its `resolv.h`).
 const NDOTS_MAX: u8 = 15;
 
-/// Of a file.
+/// What one file says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Parsed {
-    pub(super) servers: Vec<SocketAddr>,
-    pub(super) search: Vec<String>,
-    pub(super) ndots: u8,
+pub struct Parsed {
+    /// `nameserver`, in their order.
+    pub servers: Vec<SocketAddr>,
+    /// `search`, or `domain`.
+    pub search: Vec<String>,
+    /// Of `options`.
+    pub ndots: u8,
 }
 
 /// Reads what can be read: lines of other kinds are left out, and so are servers that are no addresses.
-pub(super) fn resolv_conf(text: &[u8]) -> Parsed {
+pub fn resolv_conf(text: &[u8]) -> Parsed {
     let mut parsed = Parsed { servers: Vec::new(), search: Vec::new(), ndots: 1 };
     let text = String::from_utf8_lossy(text);
     let text = text.trim_start_matches('\u{feff}');

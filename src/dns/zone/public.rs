@@ -10,7 +10,7 @@ const SPECIAL: [&str; 10] =
     ["alt", "example", "home", "internal", "invalid", "lan", "local", "localhost", "onion", "test"];
 
 /// Is this label (lowercase) a top-level domain of the Internet?
-pub(super) fn is_public(label: &str) -> bool {
+pub fn is_public(label: &str) -> bool {
     // A few have only rules for what is below them (`*.ck`): ask for a name below, too.
     let below = [label.as_bytes(), b"x"];
     [&below[..1], &below[..]].into_iter().any(|labels| {
