@@ -6,6 +6,7 @@
     reason = "the harness and the guards speak to whoever runs the tests"
 )]
 
+pub mod dns;
 pub mod harness;
 pub mod http;
 pub mod kshuttle;
