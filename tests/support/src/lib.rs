@@ -16,6 +16,8 @@ pub mod net;
 pub mod openssh;
 pub mod operator;
 pub mod proxy;
+#[cfg(target_os = "linux")]
+pub mod resolver;
 pub mod sshd;
 
 use std::time::Duration;
