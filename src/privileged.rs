@@ -267,10 +267,10 @@ mod tests {
 
     use super::*;
 
-    /// Says hello in protocol version 2, and then waits for its input's end.
+    /// Says hello in protocol version 3, and then waits for its input's end.
     const HELPER: &str = r#"#!/bin/sh
 [ $# = 0 ] && [ "${HOME-none}" = none ] || exit 1
-printf '\000\000\000\064{"type":"hello","protocol":2,"version":"0.0.0-test"}'
+printf '\000\000\000\064{"type":"hello","protocol":3,"version":"0.0.0-test"}'
 exec cat >/dev/null
 "#;
 

@@ -13,6 +13,7 @@ use nix::unistd::read;
 
 use crate::error_chain;
 use crate::firewall::{self, Firewall, UpdateError};
+use crate::link::Link;
 use crate::plan::{self, Plan};
 use crate::protocol::{self, Frames, Reply, Request, UndoReport};
 
@@ -86,9 +87,12 @@ impl Conversation {
 
     /// Holds it until it is over. An error was told to the user side already, if that still listens.
     pub(crate) fn hold(mut self) -> Result<(), Error> {
-        let mut firewall = None;
-        let ended = self.talk(&mut firewall);
-        let report = firewall.map(Firewall::undo).unwrap_or_default();
+        let (mut firewall, mut link) = (None, None);
+        let ended = self.talk(&mut firewall, &mut link);
+        // First, so that no more names are found that lead into the rules.
+        let failures = link.map(Link::end).unwrap_or_default();
+        let mut report = firewall.map(Firewall::undo).unwrap_or_default();
+        report.failures.splice(0..0, failures);
         let undone = complete(&report);
         match ended {
             Ok(Some(Stop)) => {
@@ -109,7 +113,11 @@ impl Conversation {
         }
     }
 
-    fn talk(&mut self, firewall: &mut Option<Firewall>) -> Result<Option<Stop>, Error> {
+    fn talk(
+        &mut self,
+        firewall: &mut Option<Firewall>,
+        link: &mut Option<Link>,
+    ) -> Result<Option<Stop>, Error> {
         say(&Reply::Hello { protocol: protocol::VERSION, version: env!("CARGO_PKG_VERSION").into() })?;
         Firewall::permitted()?;
         loop {
@@ -147,6 +155,12 @@ impl Conversation {
                 Request::Origin { from, at } => {
                     let to = planned(firewall)?.origin(from, at)?;
                     say(&Reply::Origin { from, to })?;
+                }
+                Request::Link(said) => {
+                    say(&match Link::set(link, planned(firewall)?.table(), &said) {
+                        Ok(()) => Reply::Updated {},
+                        Err(error) => Reply::Refused { message: shortened(&error_chain(&error)) },
+                    })?;
                 }
                 Request::Stop {} => return Ok(Some(Stop)),
             }

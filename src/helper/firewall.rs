@@ -14,7 +14,7 @@ mod nft;
 #[cfg(target_os = "macos")]
 mod pf;
 #[cfg(target_os = "linux")]
-mod program;
+pub(crate) mod program;
 #[cfg(target_os = "linux")]
 mod standing;
 mod watchdog;

@@ -21,12 +21,15 @@
 //! user's program ends our input, and the end of input undoes everything. Ctrl-C and a closed terminal do not reach us;
 //! SIGKILL is answered by a watchdog (`firewall/watchdog.rs`).
 //!
+//! With `link {port_v4, port_v6, domains, search}` the user side has systemd-resolved ask it about names ([`link`]).
+//!
 //! On the way: [`protocol`] → `conversation` → [`plan`] → `firewall`, and below it `firewall/nft` (rules),
 //! `firewall/conntrack` and `firewall/standing` (connections); on macOS `firewall/pf`, which speaks the words of [`macos`].
 //! `process` has all the unsafe code but one question to a device (`macos/device.rs`).
 
 mod conversation;
 mod firewall;
+pub mod link;
 pub mod macos;
 pub mod plan;
 mod process;

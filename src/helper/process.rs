@@ -122,8 +122,9 @@ extern "C" fn on_terminate(_: libc::c_int) {
     nix::errno::Errno::set_raw(errno);
 }
 
-/// A sudo, a shell or a careless starter may have left files open in us.
-fn close_inherited() -> io::Result<()> {
+/// Closes all but standard input, output and error: a sudo, a shell or a careless starter may have left files open in us; a
+/// copy has those of the original.
+pub(crate) fn close_inherited() -> io::Result<()> {
     let number =
         |entry: io::Result<DirEntry>| entry.map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let open: Vec<Option<i32>> = std::fs::read_dir("/dev/fd")?.map(number).collect::<Result<_, _>>()?;

@@ -16,7 +16,7 @@ pub use frames::{Error, Frames, MAX_FRAME, write};
 
 /// The conversation's version, said in [`Reply::Hello`]. The user side refuses any other: both programs are
 /// installed together.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// What the user side says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +41,10 @@ pub enum Request {
         /// The listener's own address.
         at: SocketAddr,
     },
+    /// systemd-resolved is to ask the stub about names. Makes the session's link or, said again, changes its settings.
+    /// Answered by [`Reply::Updated`]; after [`Reply::Refused`] there is no link, or its old settings stand, and the rules
+    /// do in any case.
+    Link(Link),
     /// Undo now and answer [`Reply::Stopped`]. End of input does the same without an answer.
     Stop {},
 }
@@ -68,9 +72,9 @@ pub enum Reply {
         /// Seconds that the system remembers an exchange of datagrams without an answer, and one with answers.
         datagram_seconds: [u32; 2],
     },
-    /// The new ranges stand.
+    /// The new ranges, or the link with its settings, stand.
     Updated {},
-    /// The new ranges do not stand; the old ones do.
+    /// They do not stand; the old ones do.
     Refused {
         /// Why, for people.
         message: String,
@@ -192,6 +196,25 @@ pub struct Bridge {
     pub datagrams: Option<u16>,
 }
 
+/// Which names systemd-resolved asks the stub about, and where that is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Link {
+    /// The stub's port on 127.0.0.1, UDP and TCP; it has this one or the next, or both.
+    #[serde(default, deserialize_with = "field::port_v4")]
+    pub port_v4: Option<u16>,
+    /// The stub's port on ::1, UDP and TCP.
+    #[serde(default, deserialize_with = "field::port_v6")]
+    pub port_v6: Option<u16>,
+    /// It is asked about these names and those below: `cluster.local`, `96.10.in-addr.arpa`. At most
+    /// [`crate::link::MAX_NAMES`] with those in `search`.
+    #[serde(default, deserialize_with = "field::domains")]
+    pub domains: Vec<String>,
+    /// The same, and names of one part are completed by them.
+    #[serde(default, deserialize_with = "field::search")]
+    pub search: Vec<String>,
+}
+
 /// What the undo did and what it could not do.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -213,7 +236,7 @@ pub struct UndoReport {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StepFailure {
-    /// `flush`, `wait`, `entries`, `counter`, `table`, `nft` or `watchdog`.
+    /// `link`, `holder`, `flush`, `wait`, `entries`, `counter`, `table`, `nft` or `watchdog`.
     pub step: String,
     /// The chain of causes in one line.
     pub message: String,
@@ -244,6 +267,10 @@ mod field {
         listener_v6: Option<u16>,
         datagrams_v4: Option<u16>,
         datagrams_v6: Option<u16>,
+        port_v4: Option<u16>,
+        port_v6: Option<u16>,
+        domains: Vec<String>,
+        search: Vec<String>,
     }
 }
 
@@ -286,8 +313,8 @@ mod tests {
         assert_eq!(serde_json::to_string(&Request::Plan(plan())).unwrap(), PLAN);
         assert_eq!(serde_json::to_string(&Request::Stop {}).unwrap(), r#"{"type":"stop"}"#);
         assert_eq!(
-            text(&Reply::Hello { protocol: 2, version: "0.1.0".into() }),
-            r#"{"type":"hello","protocol":2,"version":"0.1.0"}"#
+            text(&Reply::Hello { protocol: 3, version: "0.1.0".into() }),
+            r#"{"type":"hello","protocol":3,"version":"0.1.0"}"#
         );
         assert_eq!(
             text(&Reply::Ready {
@@ -309,6 +336,11 @@ mod tests {
             })
             .unwrap(),
             r#"{"type":"origin","from":"127.0.0.1:5","at":"127.0.0.1:6"}"#
+        );
+        let link = Link { port_v4: Some(5), port_v6: None, domains: vec!["svc".into()], search: vec![] };
+        assert_eq!(
+            serde_json::to_string(&Request::Link(link)).unwrap(),
+            r#"{"type":"link","port_v4":5,"port_v6":null,"domains":["svc"],"search":[]}"#
         );
         assert_eq!(
             text(&Reply::Origin { from: "[::1]:5".parse().unwrap(), to: None }),
@@ -332,6 +364,8 @@ mod tests {
             (r#"{"type":"plan","session":"a","include":[],"command":"sh"}"#, "unknown field `command`"),
             (r#"{"session":"a","include":[]}"#, "missing field `type`"),
             (r#"{"type":"plan","include":[]}"#, "missing field `session`"),
+            (r#"{"type":"link","domains":["svc"],"server":"192.0.2.1"}"#, "unknown field `server`"),
+            (r#"{"type":"link","port_v4":65536}"#, "port_v4: "),
             ("[]", "missing field `type`"),
             ("", "EOF"),
             (r#"{"type":"stop"} x"#, "trailing characters"),

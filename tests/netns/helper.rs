@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, ChildStderr, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kshuttle_helper::protocol::{self, Frames, Method, Plan, Reply, Request, UndoReport};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -45,9 +45,18 @@ pub(crate) fn command() -> Command {
 impl Helper {
     /// Starts one over two pipes and hears its hello.
     pub(crate) fn start() -> Self {
-        let child =
-            command().stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        Self::from_pipes(child)
+        Self::start_as(command())
+    }
+
+    /// The same by a command that ends by becoming the program of its last argument.
+    pub(crate) fn start_by(mut starter: Command) -> Self {
+        starter.arg(command().get_program());
+        Self::start_as(starter)
+    }
+
+    fn start_as(mut command: Command) -> Self {
+        let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self::from_pipes(pipes.spawn().unwrap())
     }
 
     /// Talks to a helper that was started with three pipes.
@@ -111,7 +120,12 @@ impl Helper {
 
     /// The next reply; none at the end.
     pub(crate) fn hear(&mut self) -> Option<Reply> {
-        let deadline = Instant::now() + PATIENCE;
+        self.hear_after(PATIENCE)
+    }
+
+    /// The same, where the helper itself waits long.
+    pub(crate) fn hear_after(&mut self, patience: Duration) -> Option<Reply> {
+        let deadline = Instant::now() + patience;
         loop {
             if let Some(reply) = self.frames.take().unwrap() {
                 return Some(reply);
@@ -174,16 +188,24 @@ impl Helper {
         Pid::from_raw(i32::try_from(self.child.id()).unwrap())
     }
 
-    /// The child of the helper with this name: `nft` or `kshuttle-helper`.
+    /// The child of the helper with this name, the first if it has several: `nft` or `kshuttle-helper`.
     pub(crate) fn child(&self, name: &str) -> Pid {
-        let child = fs::read_dir("/proc").unwrap().filter_map(Result::ok).find_map(|entry| {
+        let children = self.children(name);
+        *children.first().unwrap_or_else(|| panic!("the helper has no child {name}"))
+    }
+
+    /// All of this name, in the order of their numbers.
+    pub(crate) fn children(&self, name: &str) -> Vec<Pid> {
+        let children = fs::read_dir("/proc").unwrap().filter_map(Result::ok).filter_map(|entry| {
             let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
             let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
             let (comm, rest) = stat.split_once('(')?.1.rsplit_once(')')?;
             let parent: i32 = rest.split_whitespace().nth(1)?.parse().ok()?;
             (parent == self.pid().as_raw() && name.starts_with(comm)).then(|| Pid::from_raw(pid))
         });
-        child.unwrap_or_else(|| panic!("the helper has no child {name}"))
+        let mut children: Vec<Pid> = children.collect();
+        children.sort();
+        children
     }
 }
 

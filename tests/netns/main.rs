@@ -1,5 +1,6 @@
 //! The root helper against the real kernel. Each test has a network namespace of its own, whose only way out is a dead
-//! end that counts what goes in. Needs root, `ip` (iproute2), `nft` (nftables), iptables and conntrack.
+//! end that counts what goes in. Needs root, `ip` (iproute2), `nft` (nftables), iptables and conntrack; for links,
+//! `KSHUTTLE_TEST_RESOLVER=$(scripts/resolver-packages)`.
 //!
 //! Arguments: names (or parts of names) of the tests to run; `--list`.
 
@@ -9,7 +10,10 @@ mod datagrams;
 mod elevation;
 mod helper;
 mod iptables;
+mod link;
+mod link_end;
 mod listener;
+mod names;
 mod neighbour;
 mod programs;
 mod ranges;
@@ -89,9 +93,34 @@ const TESTS: &[Test] = tests! {
         a_set_uid_bit_is_refused,
         the_environment_says_nothing,
         version_and_help;
+    link:
+        names_inside_are_asked_of_the_stub_and_no_others,
+        a_stub_of_ipv6_serves_as_well,
+        search_domains_complete_short_names,
+        a_name_asked_before_is_found_afterwards_and_not_after_the_end,
+        other_domains_replace_the_first,
+        it_survives_a_restart_of_resolved,
+        two_sessions_have_a_link_each,
+        a_silent_stub_holds_back_no_other_names,
+        a_dead_stub_fails_and_holds_back_no_other_names,
+        the_stub_may_be_slow;
+    link_end:
+        what_is_refused_leaves_the_first,
+        without_resolved_it_is_refused_and_the_rules_stand,
+        a_resolved_that_hangs_is_not_waited_for,
+        without_rules_it_is_an_error,
+        without_the_right_to_namespaces_it_is_refused,
+        a_link_of_that_name_is_not_touched,
+        stop_leaves_nothing,
+        end_of_input_leaves_nothing,
+        sigterm_leaves_nothing,
+        sigkill_leaves_nothing,
+        sigkill_of_all_leaves_nothing,
+        sigkill_of_the_holder_is_told_at_the_next_change;
     programs:
         by_nft_only_listed_programs_run,
-        by_iptables_only_listed_programs_run;
+        by_iptables_only_listed_programs_run,
+        with_a_link_only_listed_programs_run;
     elevation:
         sudo_runs_only_the_helper,
         doas_runs_only_the_helper;
@@ -99,5 +128,5 @@ const TESTS: &[Test] = tests! {
 
 fn main() -> ExitCode {
     let missing = scene::missing();
-    run(TESTS, |name| missing.clone().or_else(|| elevation::missing(name)))
+    run(TESTS, |name| missing.clone().or_else(|| elevation::missing(name)).or_else(|| names::missing(name)))
 }

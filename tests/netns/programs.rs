@@ -7,6 +7,7 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
 use kshuttle_helper::protocol::{Method, Plan, Reply, Request};
+use kshuttle_test_support::resolver::Library;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::ptrace::{self, Options};
@@ -16,6 +17,7 @@ use nix::unistd::Pid;
 
 use super::helper::{Helper, plan};
 use super::listener::Listener;
+use super::names;
 use super::scene;
 
 /// Follows a process and all it makes, until none of them is left; the programs that were executed.
@@ -77,17 +79,33 @@ fn session(method: Method, end: impl FnOnce(Helper)) -> BTreeSet<PathBuf> {
     helper.make_ready(&Plan { method, ..plan("a", &listener, &["10.0.0.0/8", "fd00::/8"], &[]) });
     helper.say(&Request::Update { include: vec!["10.1.0.0/16".parse().unwrap()], exclude: vec![] });
     assert_eq!(helper.hear(), Some(Reply::Updated {}));
-    only_local_sockets(helper.pid());
-    only_local_sockets(helper.child("kshuttle-helper"));
+    only_local_sockets(&helper, helper.pid());
+    only_local_sockets(&helper, helper.child("kshuttle-helper"));
     end(helper);
     follower.join().unwrap()
 }
 
-/// Every socket of this process is one of netlink or of Unix.
-fn only_local_sockets(pid: Pid) {
+/// The same with a link that is changed.
+fn session_with_link(end: impl FnOnce(Helper)) -> BTreeSet<PathBuf> {
+    let scene = names::Scene::start(Library::Resolve);
+    let mut helper = Helper::start();
+    let follower = follow(helper.pid());
+    helper.make_ready(&plan("a", &scene.listener, &["10.0.0.0/8"], &[]));
+    for domain in ["svc", "cluster.local"] {
+        names::set(&mut helper, &scene.link(&[domain], &[]));
+    }
+    let copies = helper.children("kshuttle-helper");
+    assert_eq!(copies.len(), 2, "the watchdog and the link's holder");
+    copies.into_iter().for_each(|copy| only_local_sockets(&helper, copy));
+    end(helper);
+    follower.join().unwrap()
+}
+
+/// Every socket of this process of the helper's is one of netlink or of Unix, and of the helper's network namespace.
+fn only_local_sockets(helper: &Helper, pid: Pid) {
     let mut local = BTreeSet::new();
     for (table, column) in [("netlink", 9), ("unix", 6)] {
-        let text = fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap();
+        let text = fs::read_to_string(format!("/proc/{}/net/{table}", helper.pid())).unwrap();
         let inodes = text.lines().skip(1).filter_map(|line| line.split_whitespace().nth(column));
         local.extend(inodes.map(|inode| format!("socket:[{inode}]")));
     }
@@ -133,6 +151,15 @@ pub(crate) fn by_iptables_only_listed_programs_run() {
             assert!(OF_IPTABLES.contains(&used), "{executed:?}");
             assert_only(&executed, &[used]);
             assert!(!scene::output("iptables-save", &[]).contains("kshuttle"));
+        });
+    }
+}
+
+pub(crate) fn with_a_link_only_listed_programs_run() {
+    for end in [stop, kill] {
+        scene::run(|| {
+            let executed = session_with_link(end);
+            assert_only(&executed, &[&["resolvectl", "ip", "nft"], OF_IPTABLES].concat());
         });
     }
 }

@@ -1,5 +1,5 @@
 //! Programs of the system, run as root: by absolute path, with an empty environment, in a session of their own, deaf to the
-//! signals of ours, with bounds on time and words. The five [`Program`]s here are all that is ever run.
+//! signals of ours, with bounds on time and words. The seven [`Program`]s here are all that is ever run.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -27,6 +27,11 @@ pub(super) const IP6TABLES_SAVE: Program = Program { name: "ip6tables-save", pac
 /// For IPv6.
 pub(super) const IP6TABLES_RESTORE: Program = Program { name: "ip6tables-restore", package: "iptables" };
 
+/// Of the package iproute2: links.
+pub(crate) const IP: Program = Program { name: "ip", package: "iproute2" };
+/// What systemd-resolved is told by; older systems have it in the package systemd.
+pub(crate) const RESOLVECTL: Program = Program { name: "resolvectl", package: "systemd-resolved" };
+
 /// How long one command may take. The largest plan takes 0.1 s; a loaded machine, ten times that.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -38,7 +43,7 @@ const MOST_QUOTED: usize = 500;
 
 /// A program of the system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Program {
+pub(crate) struct Program {
     /// File name.
     pub(super) name: &'static str,
     /// Debian's package with it; other systems call it the same.
@@ -87,7 +92,7 @@ impl Program {
     }
 
     /// Runs it to its end; what it printed, or its complaint as [`Error::Refused`].
-    pub(super) fn run(self, arguments: &[&str], input: &str) -> Result<String, Error> {
+    pub(crate) fn run(self, arguments: &[&str], input: &str) -> Result<String, Error> {
         let talk_error = |error| Error::Talk(self.name, error);
         let (mut output, writer) = io::pipe().map_err(talk_error)?;
         let mut child = {

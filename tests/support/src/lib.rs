@@ -6,6 +6,7 @@
     reason = "the harness and the guards speak to whoever runs the tests"
 )]
 
+pub mod dns;
 pub mod harness;
 pub mod http;
 pub mod kshuttle;
@@ -15,6 +16,8 @@ pub mod net;
 pub mod openssh;
 pub mod operator;
 pub mod proxy;
+#[cfg(target_os = "linux")]
+pub mod resolver;
 pub mod sshd;
 
 use std::time::Duration;
