@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
-use kshuttle_helper::protocol::{Method, Plan, Reply, Request};
+use kshuttle_helper::protocol::{Method, NameServer, Plan, Reply, Request};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::ptrace::{self, Options};
@@ -69,13 +69,18 @@ fn assert_only(executed: &BTreeSet<PathBuf>, programs: &[&str]) {
     assert!(names.iter().all(|name| programs.contains(name)), "{names:?}");
 }
 
-/// A session with an update; `end` ends it.
+/// A session with an update, name servers and sockets; `end` ends it.
 fn session(method: Method, end: impl FnOnce(Helper)) -> BTreeSet<PathBuf> {
     let listener = Listener::start();
-    let mut helper = Helper::start();
+    let mut helper = Helper::start_over_socket_pair();
     let follower = follow(helper.pid());
     helper.make_ready(&Plan { method, ..plan("a", &listener, &["10.0.0.0/8", "fd00::/8"], &[]) });
     helper.say(&Request::Update { include: vec!["10.1.0.0/16".parse().unwrap()], exclude: vec![] });
+    assert_eq!(helper.hear(), Some(Reply::Updated {}));
+    let server = NameServer { address: "127.0.0.53".parse().unwrap(), port: listener.v4 };
+    drop(helper.sockets(false, false, 4));
+    // Once it answers again, it has closed its own.
+    helper.say(&Request::Names { servers: vec![server] });
     assert_eq!(helper.hear(), Some(Reply::Updated {}));
     only_local_sockets(helper.pid());
     only_local_sockets(helper.child("kshuttle-helper"));

@@ -116,6 +116,10 @@ const HOLES: &[&str] = &[
     r#"{"type":"plan","session":"a","include":["10.0.0.0/8"],"listener_v4":1,"bridges":[{"name":@,"address":"172.17.0.1","subnet":"172.17.0.0/16","listener":1}]}"#,
     r#"{"type":"update","include":[@]}"#,
     r#"{"type":"origin","from":@,"at":"127.0.0.1:1"}"#,
+    r#"{"type":"names","servers":[@]}"#,
+    r#"{"type":"names","servers":[{"address":@,"port":1}]}"#,
+    r#"{"type":"names","servers":[{"address":"127.0.0.53","port":@}]}"#,
+    r#"{"type":"sockets","v6":false,"stream":false,"count":@}"#,
 ];
 
 pub(crate) fn hostile_conversations_end_without_a_trace() {
