@@ -4,6 +4,8 @@
 
 pub mod elevation;
 pub mod questions;
+mod receive;
+pub mod sockets;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,12 +15,12 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use kshuttle_helper::protocol::{self, Frames, Plan, Reply, Request, UndoReport};
-use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
 
 use self::elevation::{Elevation, Program};
 use self::questions::Questions;
+use self::receive::{Received, receive};
 
 /// Name of the helper's executable; it stands beside ours.
 const PROGRAM: &str = "kshuttle-helper";
@@ -239,9 +241,12 @@ impl Helper {
             if let Some(reply) = self.frames.take().map_err(PrivilegedError::Protocol)? {
                 return Ok(reply);
             }
-            match self.stream.read(&mut bytes).await {
-                Ok(0) => return Err(PrivilegedError::Ended),
-                Ok(length) => self.frames.push(&bytes[..length]),
+            match receive(self.stream.as_ref(), &mut bytes).await {
+                Ok(Received { length: 0, .. }) => return Err(PrivilegedError::Ended),
+                Ok(Received { length, files }) => {
+                    self.frames.push(&bytes[..length]);
+                    self.questions.came(files);
+                }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
                     return Err(PrivilegedError::Ended);
                 }
@@ -267,10 +272,10 @@ mod tests {
 
     use super::*;
 
-    /// Says hello in protocol version 2, and then waits for its input's end.
+    /// Says hello in protocol version 3, and then waits for its input's end.
     const HELPER: &str = r#"#!/bin/sh
 [ $# = 0 ] && [ "${HOME-none}" = none ] || exit 1
-printf '\000\000\000\064{"type":"hello","protocol":2,"version":"0.0.0-test"}'
+printf '\000\000\000\064{"type":"hello","protocol":3,"version":"0.0.0-test"}'
 exec cat >/dev/null
 "#;
 
