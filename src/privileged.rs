@@ -4,6 +4,8 @@
 
 pub mod elevation;
 pub mod questions;
+mod receive;
+pub mod sockets;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,12 +15,12 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use kshuttle_helper::protocol::{self, Frames, Plan, Reply, Request, UndoReport};
-use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
 
 use self::elevation::{Elevation, Program};
 use self::questions::Questions;
+use self::receive::{Received, receive};
 
 /// Name of the helper's executable; it stands beside ours.
 const PROGRAM: &str = "kshuttle-helper";
@@ -239,9 +241,12 @@ impl Helper {
             if let Some(reply) = self.frames.take().map_err(PrivilegedError::Protocol)? {
                 return Ok(reply);
             }
-            match self.stream.read(&mut bytes).await {
-                Ok(0) => return Err(PrivilegedError::Ended),
-                Ok(length) => self.frames.push(&bytes[..length]),
+            match receive(self.stream.as_ref(), &mut bytes).await {
+                Ok(Received { length: 0, .. }) => return Err(PrivilegedError::Ended),
+                Ok(Received { length, files }) => {
+                    self.frames.push(&bytes[..length]);
+                    self.questions.came(files);
+                }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
                     return Err(PrivilegedError::Ended);
                 }

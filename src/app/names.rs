@@ -10,7 +10,7 @@ mod learn;
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ pub(super) type Stub = dns::Stub<Pool, Exempt>;
 
 /// Sockets that are not redirected: opened by the helper.
 #[derive(Clone)]
-pub struct Exempt(Sockets);
+pub(super) struct Exempt(Sockets);
 
 impl dns::Sockets for Exempt {
     type Udp = Lent;
@@ -62,7 +62,7 @@ impl dns::Sockets for Exempt {
 }
 
 /// What stands, and what may change it.
-pub struct Names {
+pub(super) struct Names {
     stub: Stub,
     zones: watch::Sender<Zones>,
     ranges: watch::Receiver<Vec<IpNet>>,
@@ -165,7 +165,7 @@ impl Names {
     }
 
     /// Keeps names right for as long as the rules stand; returns when the helper is gone.
-    pub async fn follow(&mut self, steps: &mut Steps) -> PrivilegedError {
+    pub(super) async fn follow(&mut self, steps: &mut Steps) -> PrivilegedError {
         let mut next = Instant::now() + LOOK;
         loop {
             let changed = tokio::select! {
@@ -312,7 +312,7 @@ async fn namespaces_of(
             let (sender, known) = watch::channel(Some(all));
             let cluster = cluster.clone();
             followers.spawn(async move {
-                let tell = |all| drop(sender.send_if_modified(|known| known.replace(all) != *known));
+                let tell = |all| _ = sender.send_if_modified(|known| known.replace(all) != *known);
                 follow_namespaces(&cluster, tell).await;
             });
             (followers, known)

@@ -16,6 +16,7 @@ use crate::firewall::{self, Firewall, UpdateError};
 use crate::link::Link;
 use crate::plan::{self, Plan};
 use crate::protocol::{self, Frames, Reply, Request, UndoReport};
+use crate::sockets::{self, Passed};
 
 /// Most characters of a message in [`Reply::Failed`]: the answer must fit in a pipe that nobody reads.
 const MOST_MESSAGE: usize = 4096;
@@ -77,12 +78,13 @@ pub(crate) struct Conversation {
     frames: Frames,
     /// When the rules were last looked after.
     looked: Instant,
+    passed: Passed,
 }
 
 impl Conversation {
     /// On standard input and output; `terminate` has something to read once SIGTERM came.
     pub(crate) fn new(terminate: PipeReader) -> Self {
-        Self { terminate, frames: Frames::default(), looked: Instant::now() }
+        Self { terminate, frames: Frames::default(), looked: Instant::now(), passed: Passed::default() }
     }
 
     /// Holds it until it is over. An error was told to the user side already, if that still listens.
@@ -146,11 +148,14 @@ impl Conversation {
                     say(&ready)?;
                 }
                 Request::Update { include, exclude } => {
-                    say(&match planned(firewall)?.update(&include, &exclude) {
-                        Ok(()) => Reply::Updated {},
-                        Err(UpdateError::Broken(error)) => return Err(error.into()),
-                        Err(error) => Reply::Refused { message: shortened(&error_chain(&error)) },
-                    })?;
+                    say(&changed(planned(firewall)?.update(&include, &exclude))?)?;
+                }
+                Request::Names { servers } => say(&changed(planned(firewall)?.names(&servers))?)?,
+                Request::Sockets { v6, stream, count } => {
+                    match self.passed.open(planned(firewall)?, v6, stream, count) {
+                        Ok(sockets) => sockets::say(&sockets).map_err(Error::Protocol)?,
+                        Err(error) => say(&refused(&error))?,
+                    }
                 }
                 Request::Origin { from, at } => {
                     let to = planned(firewall)?.origin(from, at)?;
@@ -209,6 +214,19 @@ impl Conversation {
 /// What only makes sense once there is a plan.
 fn planned(firewall: &mut Option<Firewall>) -> Result<&mut Firewall, Error> {
     firewall.as_mut().ok_or(Error::NoPlan)
+}
+
+/// What to answer; an error where nobody can tell what stands.
+fn changed(result: Result<(), UpdateError>) -> Result<Reply, Error> {
+    match result {
+        Ok(()) => Ok(Reply::Updated {}),
+        Err(UpdateError::Broken(error)) => Err(error.into()),
+        Err(error) => Ok(refused(&error)),
+    }
+}
+
+fn refused(error: &(dyn std::error::Error + 'static)) -> Reply {
+    Reply::Refused { message: shortened(&error_chain(error)) }
 }
 
 fn shortened(message: &str) -> String {

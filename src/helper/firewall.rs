@@ -24,22 +24,23 @@ use linux as system;
 #[cfg(target_os = "macos")]
 use pf as system;
 
+use std::io;
 use std::net::SocketAddr;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 use crate::plan::{self, Plan};
-use crate::protocol::UndoReport;
+use crate::protocol::{NameServer, UndoReport};
 
 pub(crate) use system::Error;
 
-/// Why other ranges are not in force.
+/// Why other ranges, or other name servers, are not in force.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UpdateError {
     /// They are refused.
-    #[error("the ranges are refused")]
+    #[error("this change of the plan is refused")]
     Plan(#[from] plan::Error),
     /// They could not be put in; the old ones stand.
     #[error(transparent)]
@@ -90,6 +91,17 @@ impl Firewall {
         let before = self.0.prepare(&plan).map_err(UpdateError::Kept)?;
         self.0.exchange(plan, &before).map_err(UpdateError::Kept)?;
         self.0.settle(&before).map_err(UpdateError::Broken)
+    }
+
+    /// The plan with other name servers, in force; on an error the old ones are.
+    pub(crate) fn names(&mut self, servers: &[NameServer]) -> Result<(), UpdateError> {
+        let plan = self.0.plan().with_names(servers)?;
+        self.0.names(plan)
+    }
+
+    /// This many sockets that may ask name servers themselves.
+    pub(crate) fn sockets(&self, v6: bool, stream: bool, count: u8) -> io::Result<Vec<OwnedFd>> {
+        self.0.sockets(v6, stream, count)
     }
 
     /// Where datagrams wanted to go that came from there to this listener of ours; none if the system does not know.

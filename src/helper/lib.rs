@@ -9,7 +9,7 @@
 //!                            ◀────────  plan {session, include, exclude, listener_v4, listener_v6}
 //!   rules in, read back
 //! ready {method, table}      ────────▶                          or  failed {step, message}, and it ends
-//!        …  nothing is said while connections are redirected  …
+//!        …  nothing is said while connections are redirected, but questions with their answers ([`protocol::Request`])  …
 //!                            ◀────────  stop                    or  end of input, SIGTERM
 //!   rules out
 //! stopped {report}           ────────▶                          only after stop
@@ -34,6 +34,7 @@ pub mod macos;
 pub mod plan;
 mod process;
 pub mod protocol;
+mod sockets;
 
 use std::error::Error;
 use std::io::{self, Write};

@@ -4,11 +4,16 @@
 //! into rule texts, counts, ports that are needed, ranges that make no sense. The checked plan is sorted and merged, so
 //! equal plans give equal rule texts.
 
+mod names;
+
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::protocol::{self, Bridge, Method, Who};
+use crate::protocol::{self, Bridge, Method, NameServer, Who};
+
+pub use names::{MAX_NAME_SERVERS, MAX_SOCKETS};
 
 /// Most subnets to redirect. A large cluster has one service range and some hundred pod ranges; more than this is a
 /// mistake, and the largest plan must fit in one frame.
@@ -45,6 +50,12 @@ pub struct Plan {
     table: String,
     include: Ranges,
     exclude: Ranges,
+    /// Sorted by address, each once.
+    name_servers: Vec<NameServer>,
+    /// Ports of all that ever were in `name_servers`: connections to them may still be open.
+    answering: BTreeSet<u16>,
+    /// The group whose sockets speak to name servers themselves.
+    exempt: u32,
     /// What [`protocol::Plan`] says of the rest, checked.
     said: protocol::Plan,
 }
@@ -67,10 +78,10 @@ pub enum Error {
     /// Nothing to redirect.
     #[error("include: no subnet is named")]
     NothingIncluded,
-    /// More subnets than [`MAX_INCLUDE`] or [`MAX_EXCLUDE`].
-    #[error("{field}: {count} subnets are more than the {most} allowed")]
+    /// More than one of the limits above.
+    #[error("{field}: {count} are more than the {most} allowed")]
     TooMany {
-        /// `include` or `exclude`.
+        /// Which list.
         field: &'static str,
         /// How many were named.
         count: usize,
@@ -93,6 +104,14 @@ pub enum Error {
     Bridge {
         /// Its name.
         name: String,
+        /// What is wrong.
+        wrong: &'static str,
+    },
+    /// A name server whose queries cannot come to us.
+    #[error("servers: {address}: {wrong}")]
+    NameServer {
+        /// Its address.
+        address: IpAddr,
         /// What is wrong.
         wrong: &'static str,
     },
@@ -137,7 +156,15 @@ impl Plan {
         count("bridges", said.bridges.len(), MAX_BRIDGES)?;
         said.bridges.iter().try_for_each(bridge)?;
         let (include, exclude) = ranges(&said, &said.include, &said.exclude)?;
-        Ok(Self { table: format!("kshuttle_{}", said.session), include, exclude, said })
+        Ok(Self {
+            table: format!("kshuttle_{}", said.session),
+            include,
+            exclude,
+            name_servers: Vec::new(),
+            answering: BTreeSet::new(),
+            exempt: names::EXEMPT,
+            said,
+        })
     }
 
     /// The same with other ranges.
@@ -202,7 +229,8 @@ impl Plan {
             datagrams: bridge.datagrams,
         };
         let own = [false, true].map(|v6| self.listeners(v6));
-        own.into_iter().chain(self.bridges().iter().map(of_bridge)).any(|listeners| listeners.has(address))
+        let others = self.bridges().iter().map(of_bridge);
+        self.is_answering(address) || own.into_iter().chain(others).any(|listeners| listeners.has(address))
     }
 
     /// Would the rules redirect what goes to this address and port?
@@ -390,10 +418,10 @@ mod tests {
     fn counts_are_bounded() {
         let include = nets(&["10.0.0.0/8"]).repeat(MAX_INCLUDE + 1);
         let error = Plan::check(protocol::Plan { include, ..said() }).unwrap_err();
-        assert_eq!(error.to_string(), "include: 4097 subnets are more than the 4096 allowed");
+        assert_eq!(error.to_string(), "include: 4097 are more than the 4096 allowed");
         let exclude = nets(&["10.0.0.0/8"]).repeat(MAX_EXCLUDE + 1);
         let error = Plan::check(protocol::Plan { exclude, ..said() }).unwrap_err();
-        assert_eq!(error.to_string(), "exclude: 1025 subnets are more than the 1024 allowed");
+        assert_eq!(error.to_string(), "exclude: 1025 are more than the 1024 allowed");
         assert_eq!(Plan::check(protocol::Plan { include: vec![], ..said() }), Err(Error::NothingIncluded));
     }
 

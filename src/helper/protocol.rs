@@ -4,12 +4,12 @@
 //! what they do not know: another field, another type, a frame longer than [`MAX_FRAME`]. The order of the
 //! conversation stands in the crate's documentation; what a plan may say is checked in [`crate::plan`].
 
+mod field;
 mod frames;
 
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
 
 pub use frames::{Error, Frames, MAX_FRAME, write};
@@ -45,6 +45,24 @@ pub enum Request {
     /// Answered by [`Reply::Updated`]; after [`Reply::Refused`] there is no link, or its old settings stand, and the rules
     /// do in any case.
     Link(Link),
+    /// From now on queries to port 53 of exactly these addresses come to us, over UDP and TCP; none if there is none.
+    /// Whoever asks: [`Plan::who`] does not limit it, since programs have themselves asked by others (systemd-resolved,
+    /// nscd, dnsmasq). Answered as [`Request::Update`] is.
+    Names {
+        /// At most [`crate::plan::MAX_NAME_SERVERS`].
+        #[serde(deserialize_with = "field::servers")]
+        servers: Vec<NameServer>,
+    },
+    /// Sockets whose packets to port 53 our rules do not touch, so that whoever answers the queries can ask the name
+    /// servers themselves. Answered by [`Reply::Sockets`] or [`Reply::Refused`].
+    Sockets {
+        /// Of IPv6.
+        v6: bool,
+        /// For a TCP connection instead of datagrams.
+        stream: bool,
+        /// 1 to [`crate::plan::MAX_SOCKETS`].
+        count: u8,
+    },
     /// Undo now and answer [`Reply::Stopped`]. End of input does the same without an answer.
     Stop {},
 }
@@ -72,9 +90,9 @@ pub enum Reply {
         /// Seconds that the system remembers an exchange of datagrams without an answer, and one with answers.
         datagram_seconds: [u32; 2],
     },
-    /// The new ranges, or the link with its settings, stand.
+    /// What was asked for stands.
     Updated {},
-    /// They do not stand; the old ones do.
+    /// What was asked for is not done; what stood before stands.
     Refused {
         /// Why, for people.
         message: String,
@@ -85,6 +103,11 @@ pub enum Reply {
         from: SocketAddr,
         /// Where it wanted to send; none when the kernel does not know, or not any more.
         to: Option<SocketAddr>,
+    },
+    /// The answer to [`Request::Sockets`]: they travel with this frame (`SCM_RIGHTS`), not bound and not connected.
+    Sockets {
+        /// How many.
+        count: u8,
     },
     /// Somebody else had taken rules of ours out; they stand again.
     Repaired {
@@ -215,13 +238,24 @@ pub struct Link {
     pub search: Vec<String>,
 }
 
+/// One that programs of this machine ask, and who answers instead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NameServer {
+    /// Where they ask, at port 53.
+    pub address: IpAddr,
+    /// Who answers: this port on 127.0.0.1 or ::1, whichever is of the address' family.
+    pub port: u16,
+}
+
 /// What the undo did and what it could not do.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UndoReport {
-    /// Milliseconds spent waiting for redirected connections to end.
+    /// Milliseconds spent waiting for redirected connections to end and for queries to be answered.
     pub waited_ms: u64,
-    /// Redirected connections that had not ended when the wait was over; they are cut off without a reset.
+    /// Redirected connections that had not ended when the wait was over, which are cut off without a reset, and queries
+    /// to name servers that had no answer.
     pub still_open: u64,
     /// Conntrack entries deleted.
     pub entries_deleted: u64,
@@ -240,38 +274,6 @@ pub struct StepFailure {
     pub step: String,
     /// The chain of causes in one line.
     pub message: String,
-}
-
-/// serde names a field only when it is missing or unknown; these name it when its value is wrong, too.
-mod field {
-    use super::*;
-
-    fn named<'de, D: Deserializer<'de>, T: Deserialize<'de>>(field: &str, from: D) -> Result<T, D::Error> {
-        T::deserialize(from).map_err(|error| D::Error::custom(format_args!("{field}: {error}")))
-    }
-
-    macro_rules! named_fields {
-        ($($field:ident: $type:ty),* $(,)?) => {$(
-            pub(super) fn $field<'de, D: Deserializer<'de>>(from: D) -> Result<$type, D::Error> {
-                named(stringify!($field), from)
-            }
-        )*};
-    }
-
-    named_fields! {
-        session: String,
-        include: Vec<IpNet>,
-        exclude: Vec<IpNet>,
-        exclude_ports: Vec<SocketAddr>,
-        listener_v4: Option<u16>,
-        listener_v6: Option<u16>,
-        datagrams_v4: Option<u16>,
-        datagrams_v6: Option<u16>,
-        port_v4: Option<u16>,
-        port_v6: Option<u16>,
-        domains: Vec<String>,
-        search: Vec<String>,
-    }
 }
 
 #[cfg(test)]
@@ -342,6 +344,16 @@ mod tests {
             serde_json::to_string(&Request::Link(link)).unwrap(),
             r#"{"type":"link","port_v4":5,"port_v6":null,"domains":["svc"],"search":[]}"#
         );
+        let servers = vec![NameServer { address: "::1".parse().unwrap(), port: 5 }];
+        assert_eq!(
+            serde_json::to_string(&Request::Names { servers }).unwrap(),
+            r#"{"type":"names","servers":[{"address":"::1","port":5}]}"#
+        );
+        assert_eq!(
+            serde_json::to_string(&Request::Sockets { v6: false, stream: true, count: 4 }).unwrap(),
+            r#"{"type":"sockets","v6":false,"stream":true,"count":4}"#
+        );
+        assert_eq!(text(&Reply::Sockets { count: 4 }), r#"{"type":"sockets","count":4}"#);
         assert_eq!(
             text(&Reply::Origin { from: "[::1]:5".parse().unwrap(), to: None }),
             r#"{"type":"origin","from":"[::1]:5","to":null}"#
@@ -367,6 +379,9 @@ mod tests {
             (r#"{"type":"link","domains":["svc"],"server":"192.0.2.1"}"#, "unknown field `server`"),
             (r#"{"type":"link","port_v4":65536}"#, "port_v4: "),
             ("[]", "missing field `type`"),
+            (r#"{"type":"names","servers":[{"address":"fe80::1%1","port":5}]}"#, "servers: "),
+            (r#"{"type":"names","servers":[{"address":"::1","port":5,"x":1}]}"#, "unknown field `x`"),
+            (r#"{"type":"sockets","v6":false,"stream":false,"count":256}"#, "expected u8"),
             ("", "EOF"),
             (r#"{"type":"stop"} x"#, "trailing characters"),
         ] {

@@ -1,12 +1,13 @@
-//! Asking the helper while the rules stand: where datagrams wanted to go, and other ranges.
+//! Asking the helper while the rules stand: where datagrams wanted to go, other ranges and name servers, sockets.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use kshuttle_helper::protocol::{self, Reply, Request};
+use kshuttle_helper::protocol::{self, Link, NameServer, Reply, Request};
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{Mutex as AsyncMutex, oneshot};
@@ -29,14 +30,39 @@ pub struct Questions {
 struct Waiting {
     /// By the sender that was asked about. Several may ask about one.
     origins: HashMap<SocketAddr, Vec<oneshot::Sender<Option<SocketAddr>>>>,
-    /// In the order in which they were asked.
-    updates: VecDeque<oneshot::Sender<Result<(), String>>>,
+    /// For all else, in the order in which it was asked.
+    others: VecDeque<Asker>,
+    /// What came with answers that are still to come, one list for each.
+    files: VecDeque<Vec<OwnedFd>>,
 }
 
-/// Why other ranges do not stand.
+/// What is asked for.
+enum Asker {
+    /// That something stands.
+    Change(oneshot::Sender<Result<(), String>>),
+    /// Sockets.
+    Sockets(oneshot::Sender<Result<Vec<OwnedFd>, String>>),
+}
+
+impl Waiting {
+    fn answer(&mut self, result: Result<Reply, String>) {
+        // Whoever asked may have given up.
+        match (self.others.pop_front(), result) {
+            (Some(Asker::Change(asker)), Ok(Reply::Updated {})) => drop(asker.send(Ok(()))),
+            (Some(Asker::Sockets(asker)), Ok(Reply::Sockets { .. })) => {
+                drop(asker.send(Ok(self.files.pop_front().unwrap_or_default())))
+            }
+            (Some(Asker::Change(asker)), Err(message)) => drop(asker.send(Err(message))),
+            (Some(Asker::Sockets(asker)), Err(message)) => drop(asker.send(Err(message))),
+            (_, result) => tracing::debug!(?result, "the helper answered what nobody asked"),
+        }
+    }
+}
+
+/// Why what was asked for is not done.
 #[derive(Debug, thiserror::Error)]
 pub enum UpdateError {
-    /// The helper refused them; those from before stand.
+    /// The helper refused it; what was before stands.
     #[error("{0}")]
     Refused(String),
     /// The helper is gone or does not answer.
@@ -69,37 +95,73 @@ impl Questions {
     /// # Errors
     /// See [`UpdateError`].
     pub async fn update(&self, include: Vec<IpNet>, exclude: Vec<IpNet>) -> Result<(), UpdateError> {
+        self.change(&Request::Update { include, exclude }).await
+    }
+
+    /// Has queries to these name servers come to us instead.
+    ///
+    /// # Errors
+    /// See [`UpdateError`].
+    pub async fn names(&self, servers: Vec<NameServer>) -> Result<(), UpdateError> {
+        self.change(&Request::Names { servers }).await
+    }
+
+    /// Has systemd-resolved ask us about names.
+    ///
+    /// # Errors
+    /// See [`UpdateError`].
+    pub async fn link(&self, link: Link) -> Result<(), UpdateError> {
+        self.change(&Request::Link(link)).await
+    }
+
+    /// Sockets of this family that ask name servers themselves: for a TCP connection each, or for datagrams. Fewer than `count`
+    /// where this process may not have so many files.
+    ///
+    /// # Errors
+    /// See [`UpdateError`].
+    pub async fn sockets(&self, v6: bool, stream: bool, count: u8) -> Result<Vec<OwnedFd>, UpdateError> {
         let (sender, answer) = oneshot::channel();
-        let mut write = self.write.lock().await; // asked and written in one order
-        self.lock().updates.push_back(sender);
-        send(&mut write, &Request::Update { include, exclude }).await?;
-        drop(write);
+        self.ask(&Request::Sockets { v6, stream, count }, Asker::Sockets(sender)).await?;
         within(answer).await?.map_err(UpdateError::Refused)
+    }
+
+    async fn change(&self, request: &Request) -> Result<(), UpdateError> {
+        let (sender, answer) = oneshot::channel();
+        self.ask(request, Asker::Change(sender)).await?;
+        within(answer).await?.map_err(UpdateError::Refused)
+    }
+
+    async fn ask(&self, request: &Request, asker: Asker) -> Result<(), PrivilegedError> {
+        let mut write = self.write.lock().await; // asked and written in one order
+        self.lock().others.push_back(asker);
+        send(&mut write, request).await
     }
 
     pub(super) async fn say(&self, request: &Request) -> Result<(), PrivilegedError> {
         send(&mut *self.write.lock().await, request).await
     }
 
+    /// Takes what came along with an answer. What nobody asked for is closed.
+    pub(super) fn came(&self, files: Option<Vec<OwnedFd>>) {
+        let mut waiting = self.lock();
+        let asked = waiting.others.iter().filter(|asker| matches!(asker, Asker::Sockets(_))).count();
+        if waiting.files.len() < asked {
+            waiting.files.extend(files);
+        }
+    }
+
     /// Gives an answer to whoever waits for it.
     pub(super) fn answered(&self, answer: Reply) {
         let mut waiting = self.lock();
-        let result = match answer {
+        match answer {
             Reply::Origin { from, to } => {
                 for asker in waiting.origins.remove(&from).unwrap_or_default() {
                     let _ = asker.send(to); // it may have given up
                 }
-                return;
             }
-            Reply::Updated {} => Ok(()),
-            Reply::Refused { message } => Err(message),
-            other => {
-                tracing::debug!(?other, "the helper answered what nobody asked");
-                return;
-            }
-        };
-        if let Some(asker) = waiting.updates.pop_front() {
-            let _ = asker.send(result); // it may have given up
+            Reply::Refused { message } => waiting.answer(Err(message)),
+            answer @ (Reply::Updated {} | Reply::Sockets { .. }) => waiting.answer(Ok(answer)),
+            other => tracing::debug!(?other, "the helper said what is no answer"),
         }
     }
 

@@ -1,7 +1,8 @@
 //! The user side of one conversation with a real helper.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, ChildStderr, Command, Stdio};
@@ -11,6 +12,7 @@ use kshuttle_helper::protocol::{self, Frames, Method, Plan, Reply, Request, Undo
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use super::listener::Listener;
 use super::scene::PATIENCE;
@@ -137,6 +139,25 @@ impl Helper {
                 length => self.frames.push(&bytes[..length]),
             }
         }
+    }
+
+    /// Asks for this many sockets; they come with the answer.
+    pub(crate) fn sockets(&mut self, v6: bool, stream: bool, count: u8) -> Vec<OwnedFd> {
+        self.say(&Request::Sockets { v6, stream, count });
+        wait_readable(&self.output, Instant::now() + PATIENCE);
+        let (mut bytes, mut space) = ([0; 4096], [MaybeUninit::uninit(); 1024]);
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let parts = &mut [IoSliceMut::new(&mut bytes)];
+        let length = recvmsg(&self.output, parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC).unwrap().bytes;
+        let mut sockets = Vec::new();
+        for message in ancillary.drain() {
+            let RecvAncillaryMessage::ScmRights(files) = message else { panic!("something else came along") };
+            sockets.extend(files);
+        }
+        self.frames.push(&bytes[..length]);
+        assert_eq!(self.hear(), Some(Reply::Sockets { count }));
+        assert_eq!(sockets.len(), usize::from(count));
+        sockets
     }
 
     /// Asks for the end and hears the report.

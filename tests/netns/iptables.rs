@@ -17,7 +17,7 @@ use super::scene::{self, accept, begin_connect, connect_to, eventually, leaked, 
 const MAKES: [&str; 2] = ["/usr/sbin/xtables-nft-multi", "/usr/sbin/xtables-legacy-multi"];
 
 /// The test with each make in turn.
-fn with_each(test: impl Fn() + Send + Copy) {
+pub(crate) fn with_each(test: impl Fn() + Send + Copy) {
     for legacy in [false, true] {
         scene::run(move || {
             // The package's links lead to one of the two: put the other in its place, in this namespace only.

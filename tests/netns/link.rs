@@ -8,7 +8,7 @@ use kshuttle_test_support::dns::Server;
 use kshuttle_test_support::resolver::{self, Library};
 
 use super::helper::{Helper, plan};
-use super::names::{INSIDE, dug, found, link_to, set, with, with_each};
+use super::link_scene::{INSIDE, dug, found, link_to, set, with, with_each};
 use super::scene::{self, eventually, output};
 
 pub(crate) fn names_inside_are_asked_of_the_stub_and_no_others() {

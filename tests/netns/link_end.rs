@@ -10,7 +10,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
 
 use super::helper::Helper;
-use super::names::{found, refused, rules_stand, set, with, with_each};
+use super::link_scene::{found, refused, rules_stand, set, with, with_each};
 use super::scene::{self, eventually};
 
 pub(crate) fn what_is_refused_leaves_the_first() {

@@ -6,12 +6,14 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "all of this is a test")]
 
+mod answers;
 mod datagrams;
 mod elevation;
 mod helper;
 mod iptables;
 mod link;
 mod link_end;
+mod link_scene;
 mod listener;
 mod names;
 mod neighbour;
@@ -53,6 +55,19 @@ const TESTS: &[Test] = tests! {
         their_timeouts_are_ours,
         what_was_sent_before_is_redirected_now,
         without_a_port_they_are_left_alone;
+    names:
+        each_server_has_a_port_of_its_own,
+        passed_sockets_reach_the_servers,
+        who_was_connected_follows_at_once,
+        tcp_connections_that_stand_go_on,
+        a_query_in_flight_is_answered,
+        other_servers_replace_the_first,
+        servers_that_are_refused_leave_the_first,
+        a_foreign_flush_changes_nothing,
+        sockets_are_not_for_everybody,
+        by_iptables_they_go_where_they_should,
+        by_iptables_who_was_connected_follows_at_once,
+        by_iptables_a_foreign_flush_is_mended;
     iptables:
         both_families_go_where_they_should,
         who_is_logged_in_stays,
@@ -128,5 +143,7 @@ const TESTS: &[Test] = tests! {
 
 fn main() -> ExitCode {
     let missing = scene::missing();
-    run(TESTS, |name| missing.clone().or_else(|| elevation::missing(name)).or_else(|| names::missing(name)))
+    run(TESTS, |name| {
+        missing.clone().or_else(|| elevation::missing(name)).or_else(|| link_scene::missing(name))
+    })
 }

@@ -1,121 +1,371 @@
-//! A network namespace with a real systemd-resolved: a server outside, which it asked before, a stub inside, and programs
-//! that ask.
+//! Name servers: queries come to us, each server's to a port of its own; sockets that the helper passed reach the servers;
+//! whoever asks notices neither the beginning nor the end.
 
-use std::net::SocketAddr;
-use std::process::Command;
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::thread;
 
-use kshuttle_helper::protocol::{self, Plan, Reply, Request};
-use kshuttle_test_support::dns::Server;
-use kshuttle_test_support::resolver::{self, Library, Resolver};
+use kshuttle_helper::plan::{MAX_NAME_SERVERS, MAX_SOCKETS};
+use kshuttle_helper::protocol::{Method, NameServer, Plan, Reply, Request};
+use nix::sys::signal::Signal;
+use nix::unistd::{Gid, setfsgid};
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
+use super::answers::{Answers, SERVERS, answered, asks, at, connected, real, servers};
 use super::helper::{Helper, plan};
+use super::iptables::with_each;
 use super::listener::Listener;
-use super::scene::{self, output};
+use super::neighbour::{ADDRESS4, ADDRESS6, Neighbour};
+use super::scene::{self, PATIENCE, accept, connect_to, eventually, leaked, says};
 
-/// Names inside and what they have.
-pub(crate) const INSIDE: &[(&str, &str)] = &[
-    ("hello.demo.svc.cluster.local", "10.96.7.7"),
-    ("hello.demo.svc.cluster.local", "fd00:10:96::7"),
-    ("hello.demo.svc", "10.96.7.7"),
-    ("7.7.96.10.in-addr.arpa", "hello.demo.svc.cluster.local"),
-];
-
-/// The same names elsewhere: who has these was not asked of us.
-const OTHERS: &[(&str, &str)] = &[
-    ("www.public.test", "203.0.113.80"),
-    ("hello.demo.svc", "203.0.113.66"),
-    ("7.7.96.10.in-addr.arpa", "elsewhere.public.test"),
-];
-
-/// Why the test of this name cannot run here.
-pub(crate) fn missing(test: &str) -> Option<String> {
-    (test.starts_with("link") || test.contains("with_a_link")).then(resolver::missing).flatten()
-}
-
-/// resolved with a server, and a stub.
-pub(crate) struct Scene {
-    pub(crate) resolver: Resolver,
-    pub(crate) upstream: Server,
-    pub(crate) stub: Server,
-    pub(crate) listener: Listener,
-}
-
-impl Scene {
-    pub(crate) fn start(library: Library) -> Self {
-        let upstream = Server::with_names(SocketAddr::new(scene::WAN4.parse().unwrap(), 53), OTHERS);
-        let resolver = Resolver::start(&[upstream.address], library);
-        let stub = Server::with_names("127.0.0.1:0".parse().unwrap(), INSIDE);
-        Self { resolver, upstream, stub, listener: Listener::start() }
-    }
-
-    pub(crate) fn plan(&self, session: &str) -> Plan {
-        plan(session, &self.listener, &["10.96.0.0/12"], &[])
-    }
-
-    pub(crate) fn helper(&self) -> Helper {
-        Helper::ready(&self.plan("a"))
-    }
-
-    /// One with a link for these domains.
-    pub(crate) fn linked(&self, domains: &[&str], search: &[&str]) -> Helper {
-        let mut helper = self.helper();
-        set(&mut helper, &self.link(domains, search));
-        helper
-    }
-
-    pub(crate) fn link(&self, domains: &[&str], search: &[&str]) -> protocol::Link {
-        link_to(&self.stub, domains, search)
-    }
-}
-
-pub(crate) fn link_to(stub: &Server, domains: &[&str], search: &[&str]) -> protocol::Link {
-    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-    let port = Some(stub.address.port());
-    let (port_v4, port_v6) = if stub.address.is_ipv4() { (port, None) } else { (None, port) };
-    protocol::Link { port_v4, port_v6, domains: names(domains), search: names(search) }
-}
-
-pub(crate) fn with(library: Library, test: impl FnOnce(Scene) + Send) {
-    scene::run(|| test(Scene::start(library)));
-}
-
-pub(crate) fn with_each(test: impl Fn(Scene) + Send + Sync) {
-    [Library::Dns, Library::Resolve].into_iter().for_each(|library| with(library, &test));
-}
-
-pub(crate) fn set(helper: &mut Helper, link: &protocol::Link) {
-    helper.say(&Request::Link(link.clone()));
+fn named(helper: &mut Helper, servers: &[NameServer]) {
+    helper.say(&Request::Names { servers: servers.to_vec() });
     assert_eq!(helper.hear(), Some(Reply::Updated {}));
 }
 
-/// The sentence that says why not.
-pub(crate) fn refused(helper: &mut Helper, link: &protocol::Link) -> String {
-    helper.say(&Request::Link(link.clone()));
-    match helper.hear() {
-        Some(Reply::Refused { message }) => message,
-        other => panic!("instead of refused: {other:?}"),
+/// A helper that redirects `include`, datagrams, too, to nobody who answers, and these name servers.
+fn ready(method: Method, include: &[&str], servers: &[NameServer]) -> Helper {
+    let mut helper = Helper::start_over_socket_pair();
+    let datagrams = Some(9);
+    let plan = plan("a", &Listener::start(), include, &[]);
+    helper.make_ready(&Plan { method, datagrams_v4: datagrams, datagrams_v6: datagrams, ..plan });
+    named(&mut helper, servers);
+    helper
+}
+
+const ELSEWHERE: &[&str] = &["10.0.0.0/8", "fd00::/8"];
+
+/// Wherever the server is: in the local network, or a forwarder on this machine.
+fn each_has_its_own(method: Method) {
+    let neighbour = servers();
+    let local = [("127.0.0.1", Answers::at("127.0.0.1", 53)), ("::1", Answers::at("::1", 53))];
+    let before = scene::state();
+    let captured = ["198.51.100.53", "2001:db8:51::53", "127.0.0.1", "127.0.0.53", "::1"];
+    let (stubs, names): (Vec<_>, Vec<_>) = captured.iter().map(|server| Answers::stub(server)).unzip();
+    let helper = ready(method, ELSEWHERE, &names);
+    for (server, stub) in captured.iter().zip(&stubs) {
+        answered(server, 53, stub);
+    }
+    // Another server, and another port of a server that is ours.
+    answered("198.51.100.54", 53, &real(&neighbour, "198.51.100.54"));
+    answered("198.51.100.53", 5353, &neighbour.does(|| Answers::at("198.51.100.53", 5353)));
+    let report = helper.stop();
+    assert_eq!((report.guard_dropped, report.still_open, report.failures), (0, 0, vec![]));
+    for (server, real) in &local {
+        answered(server, 53, real);
+    }
+    answered("198.51.100.53", 53, &real(&neighbour, "198.51.100.53"));
+    assert_eq!(scene::state(), before);
+}
+
+pub(crate) fn each_server_has_a_port_of_its_own() {
+    scene::run(|| each_has_its_own(Method::Nft));
+}
+
+/// What the user side does with sockets it got, in a thread without any right, of another group.
+fn use_sockets(datagrams: OwnedFd, stream: OwnedFd, server: SocketAddr, real: &Answers) {
+    thread::scope(|scope| {
+        let user_side = scope.spawn(move || {
+            let none = CapabilitySet::empty();
+            let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
+            setfsgid(Gid::from_raw(65534));
+            set_capabilities(None, sets).unwrap();
+            let socket = UdpSocket::from(datagrams);
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut ports = BTreeSet::new();
+            for _ in 0..6 {
+                socket.connect(server).unwrap();
+                ports.insert(asks(&socket, real).port());
+                rustix::net::connect_unspec(&socket).unwrap();
+            }
+            assert!(ports.len() > 3, "a new port each time: {ports:?}");
+            rustix::net::connect(&stream, &server).unwrap();
+            let mut stream = TcpStream::from(stream);
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut server_end = accept(&real.tcp);
+            says(&mut stream, &mut server_end);
+            says(&mut server_end, &mut stream);
+            // We end it first, so what is said last is said for no socket.
+            stream.shutdown(std::net::Shutdown::Both).unwrap();
+            drop(stream);
+            assert_eq!(scene::read_end(&mut server_end).unwrap(), 0);
+        });
+        user_side.join().unwrap();
+    });
+}
+
+/// A server in a redirected range, and one on this machine.
+fn passed_sockets(method: Method) {
+    let neighbour = Neighbour::move_in();
+    let (v4, v6) = (real(&neighbour, ADDRESS4), real(&neighbour, ADDRESS6));
+    let local = Answers::at("127.0.0.1", 53);
+    let all = [(ADDRESS4, v4), (ADDRESS6, v6), ("127.0.0.1", local)];
+    let (stubs, names): (Vec<_>, Vec<_>) = all.iter().map(|(server, _)| Answers::stub(server)).unzip();
+    let mut helper = ready(method, ELSEWHERE, &names);
+    for ((server, real), stub) in all.iter().zip(&stubs) {
+        let v6 = server.contains(':');
+        let mut datagrams = helper.sockets(v6, false, 4);
+        let stream = helper.sockets(v6, true, 1).remove(0);
+        use_sockets(datagrams.remove(0), stream, at(server, 53), real);
+        // All others are answered by us.
+        answered(server, 53, stub);
+    }
+    // Only for port 53: they are no way around the redirect.
+    let before = leaked();
+    let other = UdpSocket::from(helper.sockets(false, false, 1).remove(0));
+    let _ = other.send_to(b"x", at(ADDRESS4, 54)); // nobody is at our port for datagrams
+    let report = helper.stop();
+    assert_eq!((report.guard_dropped, report.failures, leaked()), (0, vec![], before));
+}
+
+pub(crate) fn passed_sockets_reach_the_servers() {
+    scene::run(|| passed_sockets(Method::Nft));
+}
+
+/// Programs keep sockets for long: they are answered by us at once, and by the server again at once.
+fn connected_ones_follow(method: Method, end: impl Fn(Helper)) {
+    let neighbour = servers();
+    let server = "198.51.100.53";
+    let real = real(&neighbour, server);
+    let local = Answers::at("127.0.0.1", 53);
+    let before = scene::state();
+    let programs = [(connected(server), &real), (connected("127.0.0.1"), &local)];
+    for (program, real) in &programs {
+        asks(program, real);
+    }
+    let (stubs, names): (Vec<_>, Vec<_>) = [server, "127.0.0.1"].map(Answers::stub).into_iter().unzip();
+    let helper = ready(method, ELSEWHERE, &names);
+    for ((program, _), stub) in programs.iter().zip(&stubs) {
+        asks(program, stub);
+        asks(program, stub);
+    }
+    end(helper);
+    assert_eq!(scene::state(), before);
+    drop(stubs);
+    for (program, real) in &programs {
+        asks(program, real);
     }
 }
 
-/// What a program finds by getaddrinfo: addresses, sorted.
-pub(crate) fn found(name: &str) -> Vec<String> {
-    let asked = Command::new("getent").args(["ahosts", name]).output().unwrap();
-    let said = String::from_utf8(asked.stdout).unwrap();
-    let mut addresses: Vec<String> =
-        said.lines().filter_map(|line| Some(line.split_whitespace().next()?.to_owned())).collect();
-    addresses.sort();
-    addresses.dedup();
-    addresses
+fn stop(helper: Helper) {
+    assert_eq!(helper.stop().failures, []);
 }
 
-/// What dig is told by resolved's address.
-pub(crate) fn dug(arguments: &[&str]) -> String {
-    let common = ["@127.0.0.53", "+short", "+tries=1"];
-    output("dig", &[&common, arguments].concat()).trim().to_owned()
+fn terminate(mut helper: Helper) {
+    helper.signal(Signal::SIGTERM);
+    assert_eq!(helper.wait(), (Some(0), String::new()));
 }
 
-/// A connection to the cluster is redirected.
-pub(crate) fn rules_stand(scene: &Scene) {
-    drop(scene::connect_to("10.96.1.1:80"));
-    assert_eq!(scene.listener.next().0.to_string(), "10.96.1.1:80");
+fn kill(mut helper: Helper) {
+    helper.signal(Signal::SIGKILL);
+    assert_eq!(helper.wait(), (None, String::new()), "the watchdog is through");
+    eventually("the table is gone", || !scene::ruleset().contains("kshuttle"));
+}
+
+pub(crate) fn who_was_connected_follows_at_once() {
+    for end in [stop, terminate, kill] {
+        for foreign in [false, true] {
+            scene::run(|| {
+                if foreign {
+                    scene::foreign_nat_table(); // conntrack remembers what was asked before, and after
+                }
+                connected_ones_follow(Method::Nft, end);
+            });
+        }
+    }
+}
+
+pub(crate) fn tcp_connections_that_stand_go_on() {
+    for foreign in [false, true] {
+        scene::run(|| {
+            if foreign {
+                scene::foreign_nat_table();
+            }
+            let neighbour = servers();
+            let server = "198.51.100.53";
+            let real = real(&neighbour, server);
+            let mut first = (connect_to("198.51.100.53:53"), accept(&real.tcp));
+            let ((stub, name), (later, other)) = (Answers::stub(server), Answers::stub(server));
+            let mut helper = ready(Method::Nft, ELSEWHERE, &[name]);
+            let mut second = (connect_to("198.51.100.53:53"), accept(&stub.tcp));
+            named(&mut helper, &[other]);
+            let mut third = (connect_to("198.51.100.53:53"), accept(&later.tcp));
+            named(&mut helper, &[]);
+            for (program, answering) in [&mut first, &mut second, &mut third] {
+                says(program, answering);
+                says(answering, program);
+            }
+            // What we answered ends before the rules do, with a word that the program hears.
+            for (mut program, answering) in [second, third] {
+                drop(answering);
+                assert_eq!(scene::read_end(&mut program).unwrap(), 0);
+            }
+            let report = helper.stop();
+            assert_eq!((report.still_open, report.guard_dropped, report.failures), (0, 0, vec![]));
+            says(&mut first.0, &mut first.1);
+            says(&mut first.1, &mut first.0);
+        });
+    }
+}
+
+/// The helper ends while our stub still looks for the answers.
+pub(crate) fn a_query_in_flight_is_answered() {
+    let stop = |helper: &mut Helper| helper.say(&Request::Stop {});
+    let kill = |helper: &mut Helper| helper.signal(Signal::SIGKILL);
+    for end in [stop as fn(&mut Helper), kill] {
+        scene::run(|| {
+            let neighbour = servers();
+            let server = "198.51.100.53";
+            let real = real(&neighbour, server);
+            let (stub, name) = Answers::stub(server);
+            let mut helper = ready(Method::Nft, ELSEWHERE, &[name]);
+            let (by_udp, mut by_tcp) = (connected(server), connect_to("198.51.100.53:53"));
+            by_udp.send(b"query").unwrap();
+            by_tcp.write_all(b"query").unwrap();
+            let mut answering = accept(&stub.tcp);
+            end(&mut helper);
+            eventually("the redirect is flushed", || !scene::ruleset().contains("redirect to"));
+            // Who asks now is answered by the server.
+            asks(&connected(server), &real);
+            stub.answer();
+            assert_eq!(by_udp.recv(&mut [0; 64]).unwrap(), 6);
+            says(&mut answering, &mut by_tcp);
+            drop((answering, by_tcp));
+            match helper.hear() {
+                Some(Reply::Stopped { report }) => {
+                    assert_eq!((report.still_open, report.failures), (0, vec![]))
+                }
+                None => {} // it was killed
+                other => panic!("instead of stopped: {other:?}"),
+            }
+            helper.wait();
+            eventually("the table is gone", || scene::ruleset().is_empty());
+            asks(&by_udp, &real);
+        });
+    }
+}
+
+pub(crate) fn other_servers_replace_the_first() {
+    scene::run(|| {
+        let neighbour = servers();
+        let [first, second, third] = SERVERS;
+        let reals = SERVERS.map(|server| real(&neighbour, server));
+        let ((one, name_one), (two, name_two)) = (Answers::stub(first), Answers::stub(second));
+        let ((moved, name_moved), (three, name_three)) = (Answers::stub(first), Answers::stub(third));
+        let mut helper = ready(Method::Nft, ELSEWHERE, &[name_one, name_two]);
+        let programs = SERVERS.map(connected);
+        let asked = |by: [&Answers; 3]| {
+            for (program, by) in programs.iter().zip(by) {
+                asks(program, by);
+            }
+        };
+        asked([&one, &two, &reals[2]]);
+        named(&mut helper, &[name_moved, name_three]);
+        asked([&moved, &reals[1], &three]);
+        let ranges = Request::Update { include: vec!["10.1.0.0/16".parse().unwrap()], exclude: vec![] };
+        helper.say(&ranges);
+        assert_eq!(helper.hear(), Some(Reply::Updated {}));
+        asked([&moved, &reals[1], &three]);
+        named(&mut helper, &[]);
+        asked([&reals[0], &reals[1], &reals[2]]);
+        assert_eq!(helper.stop().failures, []);
+        assert_eq!(scene::ruleset(), "");
+    });
+}
+
+pub(crate) fn servers_that_are_refused_leave_the_first() {
+    scene::run(|| {
+        let (stub, name) = Answers::stub("127.0.0.53");
+        let mut helper = ready(Method::Nft, ELSEWHERE, &[name]);
+        let server = |address: &str, port| NameServer { address: address.parse().unwrap(), port };
+        let many = (0..=MAX_NAME_SERVERS).map(|host| server(&format!("10.0.0.{host}"), 5)).collect();
+        for servers in [many, vec![server("0.0.0.0", 5)], vec![server("10.0.0.2", 0)]] {
+            helper.say(&Request::Names { servers });
+            match helper.hear() {
+                Some(Reply::Refused { message }) => assert!(message.contains("servers: "), "{message}"),
+                other => panic!("instead of refused: {other:?}"),
+            }
+        }
+        answered("127.0.0.53", 53, &stub);
+        let most: Vec<_> =
+            (0..16).map(|host| server(&format!("fd00:1234:5678:9abc:def0::{host}"), 5)).collect();
+        named(&mut helper, &most);
+        assert_eq!(helper.stop().failures, []);
+    });
+}
+
+pub(crate) fn a_foreign_flush_changes_nothing() {
+    scene::run(|| {
+        let (stub, name) = Answers::stub("127.0.0.53");
+        let helper = ready(Method::Nft, ELSEWHERE, &[name]);
+        scene::nft("flush ruleset");
+        answered("127.0.0.53", 53, &stub);
+        assert_eq!(helper.stop().failures, []);
+    });
+}
+
+pub(crate) fn sockets_are_not_for_everybody() {
+    scene::run(|| {
+        let plan = plan("a", &Listener::start(), ELSEWHERE, &[]);
+        let refused = |helper: &mut Helper, count: u8| {
+            helper.say(&Request::Sockets { v6: false, stream: false, count });
+            match helper.hear() {
+                Some(Reply::Refused { message }) => message,
+                other => panic!("instead of refused: {other:?}"),
+            }
+        };
+        let mut over_pipes = Helper::ready(&plan);
+        assert!(refused(&mut over_pipes, 1).contains("over a Unix socket"));
+        assert_eq!(over_pipes.stop().failures, []);
+        let mut helper = Helper::start_over_socket_pair();
+        helper.make_ready(&plan);
+        for count in [0, MAX_SOCKETS + 1] {
+            assert_eq!(refused(&mut helper, count), "count: must be 1 to 16");
+        }
+        // Nobody keeps those that nobody uses.
+        for _ in 0..200 {
+            assert_eq!(helper.sockets(true, true, MAX_SOCKETS).len(), usize::from(MAX_SOCKETS));
+        }
+        assert_eq!(helper.stop().failures, []);
+        let mut early = Helper::start_over_socket_pair();
+        early.say(&Request::Sockets { v6: false, stream: false, count: 1 });
+        match early.hear() {
+            Some(Reply::Failed { message, .. }) => assert!(message.contains("no plan"), "{message}"),
+            other => panic!("instead of failed: {other:?}"),
+        }
+    });
+}
+
+pub(crate) fn by_iptables_they_go_where_they_should() {
+    with_each(|| each_has_its_own(Method::Iptables));
+    with_each(|| passed_sockets(Method::Iptables));
+}
+
+pub(crate) fn by_iptables_who_was_connected_follows_at_once() {
+    for end in [stop, kill] {
+        with_each(move || connected_ones_follow(Method::Iptables, end));
+    }
+}
+
+pub(crate) fn by_iptables_a_foreign_flush_is_mended() {
+    with_each(|| {
+        let (stub, name) = Answers::stub("127.0.0.1");
+        let local = Answers::at("127.0.0.1", 53);
+        let program = connected("127.0.0.1");
+        let mut helper = ready(Method::Iptables, ELSEWHERE, &[name]);
+        asks(&program, &stub);
+        scene::output("iptables", &["-t", "nat", "-F"]);
+        // What is asked meanwhile goes past us, but not for longer.
+        let meanwhile = connected("127.0.0.1");
+        asks(&meanwhile, &local);
+        match helper.hear() {
+            Some(Reply::Repaired { what }) => assert!(what.contains("kshuttle_a"), "{what}"),
+            other => panic!("instead of repaired: {other:?}"),
+        }
+        asks(&program, &stub);
+        asks(&meanwhile, &stub);
+        assert_eq!(helper.stop().failures, []);
+    });
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
-use kshuttle_helper::protocol::{Method, Plan, Reply, Request};
+use kshuttle_helper::protocol::{Method, NameServer, Plan, Reply, Request};
 use kshuttle_test_support::resolver::Library;
 use nix::errno::Errno;
 use nix::libc;
@@ -16,8 +16,8 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 use super::helper::{Helper, plan};
+use super::link_scene;
 use super::listener::Listener;
-use super::names;
 use super::scene;
 
 /// Follows a process and all it makes, until none of them is left; the programs that were executed.
@@ -71,13 +71,18 @@ fn assert_only(executed: &BTreeSet<PathBuf>, programs: &[&str]) {
     assert!(names.iter().all(|name| programs.contains(name)), "{names:?}");
 }
 
-/// A session with an update; `end` ends it.
+/// A session with an update, name servers and sockets; `end` ends it.
 fn session(method: Method, end: impl FnOnce(Helper)) -> BTreeSet<PathBuf> {
     let listener = Listener::start();
-    let mut helper = Helper::start();
+    let mut helper = Helper::start_over_socket_pair();
     let follower = follow(helper.pid());
     helper.make_ready(&Plan { method, ..plan("a", &listener, &["10.0.0.0/8", "fd00::/8"], &[]) });
     helper.say(&Request::Update { include: vec!["10.1.0.0/16".parse().unwrap()], exclude: vec![] });
+    assert_eq!(helper.hear(), Some(Reply::Updated {}));
+    let server = NameServer { address: "127.0.0.53".parse().unwrap(), port: listener.v4 };
+    drop(helper.sockets(false, false, 4));
+    // Once it answers again, it has closed its own.
+    helper.say(&Request::Names { servers: vec![server] });
     assert_eq!(helper.hear(), Some(Reply::Updated {}));
     only_local_sockets(&helper, helper.pid());
     only_local_sockets(&helper, helper.child("kshuttle-helper"));
@@ -87,12 +92,12 @@ fn session(method: Method, end: impl FnOnce(Helper)) -> BTreeSet<PathBuf> {
 
 /// The same with a link that is changed.
 fn session_with_link(end: impl FnOnce(Helper)) -> BTreeSet<PathBuf> {
-    let scene = names::Scene::start(Library::Resolve);
+    let scene = link_scene::Scene::start(Library::Resolve);
     let mut helper = Helper::start();
     let follower = follow(helper.pid());
     helper.make_ready(&plan("a", &scene.listener, &["10.0.0.0/8"], &[]));
     for domain in ["svc", "cluster.local"] {
-        names::set(&mut helper, &scene.link(&[domain], &[]));
+        link_scene::set(&mut helper, &scene.link(&[domain], &[]));
     }
     let copies = helper.children("kshuttle-helper");
     assert_eq!(copies.len(), 2, "the watchdog and the link's holder");

@@ -119,6 +119,10 @@ const HOLES: &[&str] = &[
     r#"{"type":"link","port_v4":@,"domains":["svc"]}"#,
     r#"{"type":"link","port_v4":1,"domains":[@],"search":[]}"#,
     r#"{"type":"link","port_v4":1,"domains":[],"search":@}"#,
+    r#"{"type":"names","servers":[@]}"#,
+    r#"{"type":"names","servers":[{"address":@,"port":1}]}"#,
+    r#"{"type":"names","servers":[{"address":"127.0.0.53","port":@}]}"#,
+    r#"{"type":"sockets","v6":false,"stream":false,"count":@}"#,
 ];
 
 pub(crate) fn hostile_conversations_end_without_a_trace() {

@@ -99,7 +99,9 @@ pub(crate) fn state() -> String {
     let mut state = ruleset();
     for saved in ["iptables-save", "ip6tables-save"] {
         let text = output(saved, &[]);
-        state.extend(text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")));
+        // Without times and what the system's own chains counted.
+        let rules = text.lines().filter(|line| !line.starts_with('#'));
+        state.extend(rules.map(|line| format!("{}\n", line.split(" [").next().unwrap_or_default())));
     }
     let routes = ["route", "show", "table", "all"];
     for what in [&["rule"][..], &["-6", "rule"], &routes, &[&["-6"][..], &routes].concat(), &["link"]] {

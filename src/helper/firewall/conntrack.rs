@@ -167,6 +167,16 @@ impl Entry {
         self.original.dst
     }
 
+    /// An exchange of datagrams, not a TCP connection.
+    pub(super) fn is_datagrams(&self) -> bool {
+        self.state.is_none()
+    }
+
+    /// Did anything come back?
+    pub(super) fn is_answered(&self) -> bool {
+        self.answered
+    }
+
     /// Could one side still be waiting for the other? Nobody waits for the end of datagrams.
     pub(super) fn is_live(&self) -> bool {
         self.state.is_some_and(message::TcpState::is_live)

@@ -29,6 +29,7 @@ struct Met {
     incomplete: usize,
     plans: usize,
     updates: usize,
+    names: usize,
 }
 
 #[test]
@@ -39,10 +40,11 @@ fn nothing_hostile_gets_into_a_rule() {
     });
     let sum = |count: fn(&Met) -> usize| met.iter().map(count).sum::<usize>();
     let (refused, plans, updates) = (sum(|met| met.refused), sum(|met| met.plans), sum(|met| met.updates));
-    let other = sum(|met| met.incomplete);
-    assert!(refused + plans + updates + other >= MESSAGES, "{met:?}");
+    let (names, other) = (sum(|met| met.names), sum(|met| met.incomplete));
+    assert!(refused + plans + updates + names + other >= MESSAGES, "{met:?}");
     // Both halves are worth something: refusals, and plans that pass with texts to look at.
     assert!(refused > MESSAGES / 3 && plans > MESSAGES / 20 && updates > MESSAGES / 100, "{met:?}");
+    assert!(names > MESSAGES / 200, "{met:?}");
 }
 
 fn run(seed: u64) -> Met {
@@ -63,6 +65,14 @@ fn run(seed: u64) -> Met {
                 Ok(plan) => {
                     met.updates += 1;
                     nft::text::update(&plan, &standing()).iter().for_each(|line| forms.nft(line));
+                }
+                Err(_) => met.refused += 1,
+            },
+            Ok(Some(Request::Names { servers })) => match base.with_names(&servers) {
+                Ok(plan) => {
+                    met.names += 1;
+                    nft::text::names::replace(&plan).iter().for_each(|line| forms.nft(line));
+                    look_at(&plan, &mut forms);
                 }
                 Err(_) => met.refused += 1,
             },
@@ -114,6 +124,7 @@ fn a_smuggled_word_has_no_form() {
         "flush ruleset",
         "add element inet kshuttle_a include4 { 10.0.0.0/8, flush }",
         "add element inet kshuttle_a include4 { 10.0.0.0/8, +5 }",
+        "add element inet kshuttle_a dns4 { 10.0.0.1 : 5, 10.0.0.2 : flush }",
     ] {
         assert!(!forms.is_nft(line), "{line}");
     }

@@ -176,6 +176,10 @@ impl Backend for Iptables {
             return Err(Error::TooManyStanding.into());
         }
         self.standing.extend_from_slice(standing);
+        self.names(plan) // all of the rules, too
+    }
+
+    fn names(&mut self, plan: &Plan) -> Result<(), linux::Error> {
         for family in &self.families {
             self.replace(*family, plan)?;
         }

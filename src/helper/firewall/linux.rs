@@ -6,21 +6,26 @@
 //!
 //! Update: the same from the listing on, with what is new.
 //!
+//! Other name servers: [`names`].
+//!
 //! Undo, after the user side has reset the redirected connections: nothing new is redirected → wait until the resets are
 //! through → delete our entries → the rules → the backend's own. Why in this order: see [`nft::text`](super::nft). Every
-//! step is run, whatever became of the ones before.
+//! step is run, whatever became of the ones before. It is in [`undo`].
+
+mod names;
+mod undo;
 
 use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::BorrowedFd;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use nix::ifaddrs::getifaddrs;
 use nix::unistd::geteuid;
 
+use super::UpdateError;
 use super::conntrack::{self, Conntrack, Entry, Tuple};
 use super::iptables::{self, Iptables};
 use super::nft::{self, Nft};
@@ -29,13 +34,7 @@ use super::watchdog::Watchdog;
 use crate::error_chain;
 use crate::plan::Plan;
 use crate::protocol::{Method, StepFailure, UndoReport};
-
-/// How long the undo waits for redirected connections to end. A reset over loopback takes microseconds; an application
-/// that was sent the end of a stream instead may never answer.
-const QUIET_PATIENCE: Duration = Duration::from_secs(2);
-
-/// How long between two looks at them.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+use undo::note;
 
 /// `CAP_NET_ADMIN` in the kernel's `uapi/linux/capability.h`.
 const CAP_NET_ADMIN: u32 = 12;
@@ -99,6 +98,8 @@ pub(super) trait Backend: std::fmt::Debug {
     fn verify(&mut self, plan: &Plan) -> Result<(), Error>;
     /// Other ranges, in one step; these connections are left alone, too.
     fn update(&mut self, plan: &Plan, standing: &[Tuple]) -> Result<(), Error>;
+    /// Other name servers, in one step.
+    fn names(&mut self, plan: &Plan) -> Result<(), Error>;
     /// Nothing new is redirected any more; what is open stays translated.
     fn release(&mut self, plan: &Plan) -> Result<(), Error>;
     /// Packets that were not let past.
@@ -143,6 +144,8 @@ pub(super) fn permitted() -> Result<(), Error> {
 
 /// Puts the rules in; all or nothing.
 pub(super) fn apply(plan: Plan) -> Result<Rules, Error> {
+    let exempt = names::exempt_group(&plan);
+    let plan = plan.with_exempt(exempt);
     let swept = iptables::sweep();
     let (by_nft, by_iptables) = match plan.method() {
         Method::Nft => return apply_by(plan, |plan| Nft::start(plan).map(boxed), swept),
@@ -174,7 +177,7 @@ fn apply_by<E: Into<Error>>(
 ) -> Result<Rules, Error> {
     let conntrack = Conntrack::open().map_err(Error::Conntrack)?;
     let mut backend = start(&plan).map_err(Into::into)?;
-    let watchdog = match Watchdog::start(|| undo_as_watchdog(&mut *backend, &plan)) {
+    let watchdog = match Watchdog::start(|| undo::as_watchdog(&mut *backend, &plan)) {
         Ok(watchdog) => watchdog,
         Err(error) => {
             let _ = backend.end(); // it made nothing yet
@@ -236,6 +239,7 @@ impl Rules {
         if mended.is_some() {
             // What was made meanwhile went past the rules, and would go on to.
             let local = local_addresses().map_err(Error::Addresses)?;
+            names::follow(&mut self.conntrack, &self.plan, self.plan.name_servers(), &local)?;
             self.settle(&Before { local, standing: HashSet::new() })?;
         }
         Ok(mended)
@@ -266,6 +270,31 @@ impl Rules {
         Ok(())
     }
 
+    /// Other name servers: the transaction, proof that they stand, and then everybody's queries follow at once.
+    pub(super) fn names(&mut self, plan: Plan) -> Result<(), UpdateError> {
+        let backend = &mut *self.backend;
+        // A watchdog knows what was there when it began, so there is a new one, before what only it knows of.
+        let watchdog = Watchdog::start(|| undo::as_watchdog(backend, &plan));
+        let watchdog = watchdog.map_err(Error::Watchdog).map_err(UpdateError::Kept)?;
+        let before = std::mem::replace(&mut self.watchdog, watchdog);
+        before.dismiss().map_err(Error::Watchdog).map_err(UpdateError::Broken)?;
+        if let Err(error) = self.backend.names(&plan) {
+            // iptables carries out one family and table after the other; the first failure is the one to report.
+            let _ = self.backend.names(&self.plan);
+            return Err(UpdateError::Kept(error));
+        }
+        let changed = names::changed(&self.plan, &plan);
+        self.plan = plan;
+        self.backend.verify(&self.plan).map_err(UpdateError::Broken)?;
+        let local = local_addresses().map_err(Error::Addresses).map_err(UpdateError::Broken)?;
+        names::follow(&mut self.conntrack, &self.plan, &changed, &local).map_err(UpdateError::Broken)
+    }
+
+    /// Sockets that the rules let past.
+    pub(super) fn sockets(&self, v6: bool, stream: bool, count: u8) -> io::Result<Vec<OwnedFd>> {
+        names::sockets(self.plan.exempt(), v6, stream, count)
+    }
+
     /// Where datagrams wanted to go that came from there to this listener of ours.
     pub(super) fn origin(&mut self, from: SocketAddr, at: SocketAddr) -> Result<Option<SocketAddr>, Error> {
         let original = self.conntrack.original_of(from, at).map_err(Error::Conntrack)?;
@@ -273,7 +302,7 @@ impl Rules {
     }
 
     pub(super) fn undo(mut self) -> UndoReport {
-        let mut report = undo(&mut *self.backend, &self.plan);
+        let mut report = undo::undo(&mut *self.backend, &self.plan);
         report.failures.extend(self.leave());
         report
     }
@@ -301,53 +330,6 @@ fn look(plan: &Plan, wanted: impl Fn(SocketAddr) -> bool) -> Result<Before, Erro
     let local = local_addresses().map_err(Error::Addresses)?;
     let standing = standing::connections(|to| wanted(to) && is_covered(to, plan, &local));
     Ok(Before { standing: standing.map_err(Error::Standing)?.into_iter().collect(), local })
-}
-
-/// The helper was killed. Its connection to the user side is closed, so the resets are on their way.
-fn undo_as_watchdog(backend: &mut dyn Backend, plan: &Plan) -> bool {
-    // What the rules live by ends with this process, which holds the last end of it.
-    undo(backend, plan).failures.is_empty()
-}
-
-fn undo(backend: &mut dyn Backend, plan: &Plan) -> UndoReport {
-    let mut report = UndoReport::default();
-    let mut failures = Vec::new();
-    note(&mut failures, "flush", backend.release(plan));
-    match Conntrack::open() {
-        Ok(mut conntrack) => {
-            let started = Instant::now();
-            report.still_open =
-                note(&mut failures, "wait", wait_until_quiet(&mut conntrack, plan)).unwrap_or(0);
-            report.waited_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-            report.entries_deleted =
-                note(&mut failures, "entries", delete_ours(&mut conntrack, plan)).unwrap_or(0);
-        }
-        Err(error) => note(&mut failures, "wait", Err::<(), _>(error)).unwrap_or(()),
-    }
-    report.guard_dropped = note(&mut failures, "counter", backend.dropped(plan)).unwrap_or(0);
-    note(&mut failures, "table", backend.take_out(plan));
-    report.failures = failures;
-    report
-}
-
-/// How many connections are still open when patience is over.
-fn wait_until_quiet(conntrack: &mut Conntrack, plan: &Plan) -> Result<u64, conntrack::Error> {
-    let deadline = Instant::now() + QUIET_PATIENCE;
-    loop {
-        let open = conntrack.entries(|entry| is_ours(entry, plan) && entry.is_live())?.len();
-        if open == 0 || Instant::now() >= deadline {
-            return Ok(open as u64);
-        }
-        thread::sleep(LOOK_AGAIN);
-    }
-}
-
-fn delete_ours(conntrack: &mut Conntrack, plan: &Plan) -> Result<u64, conntrack::Error> {
-    let mut deleted = 0;
-    for entry in conntrack.entries(|entry| is_ours(entry, plan))? {
-        deleted += u64::from(conntrack.delete(&entry)?);
-    }
-    Ok(deleted)
 }
 
 /// Redirected to one of our listeners; a connection made to it directly is not.
@@ -393,16 +375,6 @@ fn has_net_admin(status: &str) -> bool {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
         .is_some_and(|bits| bits >> CAP_NET_ADMIN & 1 == 1)
-}
-
-fn note<T, E: std::error::Error + 'static>(
-    failures: &mut Vec<StepFailure>,
-    step: &str,
-    result: Result<T, E>,
-) -> Option<T> {
-    result
-        .map_err(|error| failures.push(StepFailure { step: step.into(), message: error_chain(&error) }))
-        .ok()
 }
 
 #[cfg(test)]

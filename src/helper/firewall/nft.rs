@@ -108,6 +108,10 @@ impl Backend for Nft {
         Ok(self.run(&text::update(plan, standing))?)
     }
 
+    fn names(&mut self, plan: &Plan) -> Result<(), linux::Error> {
+        Ok(self.run(&text::names::replace(plan))?)
+    }
+
     fn release(&mut self, plan: &Plan) -> Result<(), linux::Error> {
         Ok(self.run(&text::flush(plan))?)
     }
@@ -145,7 +149,7 @@ impl Backend for Nft {
     }
 }
 
-/// Every chain at its hook with as many rules as we wrote, the owner, and full sets. Not the words of each rule: they
+/// Every chain at its hook with as many rules as we wrote, the owner, full sets, and as many name servers. Not the words of each rule: they
 /// differ between versions of nft. Nor what is in the sets of standing connections: it may have become less already.
 fn verify(listing: &str, plan: &Plan) -> Result<(), Error> {
     let lacking = |what: String| Err(Error::Lacking(what));
@@ -180,6 +184,14 @@ fn verify(listing: &str, plan: &Plan) -> Result<(), Error> {
             return lacking(format!("the subnets of the set {set}"));
         }
     }
+    for (map, v6) in [("dns4", false), ("dns6", true)] {
+        let text = block(&format!("map {map}")).unwrap_or_default().concat();
+        let there = text.split_once("elements = {").map_or(0, |(_, elements)| elements.split(',').count());
+        let wanted = plan.name_servers().iter().filter(|server| server.address.is_ipv6() == v6).count();
+        if there != wanted {
+            return lacking(format!("name servers in the map {map}: {there} instead of {wanted}"));
+        }
+    }
     Ok(())
 }
 
@@ -208,13 +220,30 @@ mod tests {
     }
 
     #[test]
+    fn name_servers_are_counted() {
+        let server = |host: u8| crate::protocol::NameServer { address: [198, 51, 100, host].into(), port: 5 };
+        let plan = plan().with_names(&[1, 2, 3].map(server)).unwrap();
+        let map = "map dns4 {\n\t\ttype ipv4_addr : inet_service\n";
+        // As nft 1.0.6 breaks the line.
+        let three = "\t\telements = { 198.51.100.1 : 5, 198.51.100.2 : 5,\n\t\t\t     198.51.100.3 : 5 }\n";
+        let listing = LISTING.replace(map, &format!("{map}{three}"));
+        verify(&listing, &plan).unwrap();
+        let two = listing.replace("5,\n\t\t\t     198.51.100.3 : ", "");
+        assert_eq!(
+            verify(&two, &plan).unwrap_err().to_string(),
+            "the rules read back lack name servers in the map dns4: 2 instead of 3"
+        );
+        assert!(verify(LISTING, &plan).is_err());
+    }
+
+    #[test]
     fn whatever_lacks_is_named() {
         for (part, instead, lacking) in [
             ("flags owner", "", "the owner"),
             ("chain guard {", "chain other {", "the chain guard (type filter hook output priority 0;)"),
             ("priority -110", "priority -100", "the chain capture (type nat hook output priority -110;)"),
             ("ct state", "}\nct state", "rules in the chain keep: 0 instead of 1"),
-            ("ct status", "ct status\nct status", "rules in the chain guard: 13 instead of 12"),
+            ("ct status", "ct status\nct status", "rules in the chain guard: 15 instead of 14"),
             ("elements", "", "the subnets of the set include4"),
         ] {
             let listing = LISTING.replacen(part, instead, 1);

@@ -13,12 +13,13 @@ mod lookout;
 use std::error::Error as StdError;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::ifaddrs::getifaddrs;
 use nix::unistd::geteuid;
 
+use super::UpdateError;
 use super::watchdog::Watchdog;
 use crate::error_chain;
 use crate::macos::pfctl::{self, Lacking};
@@ -154,6 +155,16 @@ impl Rules {
         let before = std::mem::replace(&mut self.lookout, lookout);
         self.rules = rules.clone();
         before.dismiss().map_err(Error::Watchdog)
+    }
+
+    /// Not yet.
+    pub(super) fn names(&mut self, _: Plan) -> Result<(), UpdateError> {
+        Err(UpdateError::Kept(Error::Refused(Refused::NotYet("name servers"))))
+    }
+
+    /// Not yet.
+    pub(super) fn sockets(&self, _: bool, _: bool, _: u8) -> io::Result<Vec<OwnedFd>> {
+        Err(io::Error::other(Refused::NotYet("name servers")))
     }
 
     /// Nobody asks: a plan with datagrams is refused.

@@ -26,6 +26,7 @@ const ATTRIBUTE_TYPE: u16 = 0x3fff; // without NLA_F_NESTED and NLA_F_NET_BYTEOR
 const NESTED: u16 = 0x8000;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_STATUS: u16 = 3;
 const CTA_PROTOINFO: u16 = 4;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
@@ -40,6 +41,9 @@ const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
 const CTA_PROTOINFO_TCP: u16 = 1;
 const CTA_PROTOINFO_TCP_STATE: u16 = 1;
+
+/// `IPS_SEEN_REPLY` of the kernel's `uapi/linux/netfilter/nf_conntrack_common.h`.
+const SEEN_REPLY: u32 = 1 << 1;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -66,6 +70,8 @@ pub(in crate::firewall) struct Entry {
     /// `enum tcp_conntrack` of the kernel's `uapi/linux/netfilter/nf_conntrack_tcp.h`.
     /// None for UDP.
     pub(super) state: Option<TcpState>,
+    /// Something came back.
+    pub(super) answered: bool,
     family: u8,
     /// The attributes that name the entry in a delete: its original tuple, zone and identity.
     name: Vec<u8>,
@@ -201,6 +207,8 @@ fn entry(message: &[u8]) -> Option<Entry> {
         UDP => None,
         _ => return None,
     };
+    let status = attribute(attributes, CTA_STATUS).and_then(|status| status.try_into().ok());
+    let answered = status.is_some_and(|status| u32::from_be_bytes(status) & SEEN_REPLY != 0);
     let mut name = Vec::new();
     append(&mut name, NESTED | CTA_TUPLE_ORIG, original);
     for kind in [CTA_ZONE, CTA_ID] {
@@ -208,7 +216,7 @@ fn entry(message: &[u8]) -> Option<Entry> {
             append(&mut name, kind, value);
         }
     }
-    Some(Entry { original: tuple(original)?, reply: tuple(reply)?, state, family, name })
+    Some(Entry { original: tuple(original)?, reply: tuple(reply)?, state, answered, family, name })
 }
 
 fn protocol(tuple: &[u8]) -> Option<u8> {
@@ -324,6 +332,7 @@ mod tests {
         assert_eq!((v6.state, v4.state), (Some(TcpState(3)), Some(TcpState(3))));
         assert_eq!(udp.original, tuple("198.51.100.2:50727", "198.51.100.1:9"));
         assert_eq!((udp.state, udp.translated_to()), (None, None));
+        assert_eq!((v6.answered, udp.answered, v4.answered), (true, false, true));
         assert_eq!(v4.translated_to(), Some("127.0.0.1:5400".parse().unwrap()));
     }
 

@@ -67,11 +67,14 @@ impl Messages {
     /// The next one, as it would come over the socket.
     pub(super) fn next(&mut self) -> Vec<u8> {
         self.text.clear();
-        match self.below(40) {
+        match self.below(44) {
             0 => self.nested(),
             1..=6 => self.update(),
             7 => self.origin(),
             8 => self.text += r#"{"type":"stop"}"#,
+            9..=10 => self.names(),
+            11 => self.sockets(),
+
             _ => self.plan(),
         }
         let mut body = std::mem::take(&mut self.text).into_bytes();
@@ -144,6 +147,35 @@ impl Messages {
         self.named("from", Self::host);
         self.text.push(',');
         self.named("at", Self::host);
+        self.text.push('}');
+    }
+
+    fn names(&mut self) {
+        self.text += r#"{"type":"names","#;
+        self.named("servers", |this| this.list(4, Self::name_server));
+        self.text.push('}');
+    }
+
+    fn name_server(&mut self) {
+        self.text.push('{');
+        self.named("address", |this| {
+            this.leaf(|this| {
+                let host = this.below(256);
+                if this.one_in(3) { format!(r#""fd00::{host:x}""#) } else { format!(r#""10.0.0.{host}""#) }
+            })
+        });
+        self.text.push(',');
+        self.named("port", Self::port);
+        self.text.push('}');
+    }
+
+    fn sockets(&mut self) {
+        self.text += r#"{"type":"sockets","#;
+        self.named("v6", |this| this.leaf(|_| "true".to_owned()));
+        self.text.push(',');
+        self.named("stream", |this| this.leaf(|_| "false".to_owned()));
+        self.text.push(',');
+        self.named("count", |this| this.leaf(|this| this.below(20).to_string()));
         self.text.push('}');
     }
 

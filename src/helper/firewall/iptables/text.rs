@@ -5,7 +5,7 @@
 //!
 //! | chain | table | hangs in | does |
 //! |---|---|---|---|
-//! | `kshuttle_N` | nat | OUTPUT, first | what is left alone returns; the rest goes to `kshuttle_NI`, if it is whose it should be |
+//! | `kshuttle_N` | nat | OUTPUT, first | redirects queries to name servers; what is left alone returns; the rest goes to `kshuttle_NI`, if it is whose it should be |
 //! | `kshuttle_NI` | nat | | redirects included ranges |
 //! | `kshuttle_NB` | nat | PREROUTING, first | redirects what comes in through bridges |
 //! | the same three | filter | OUTPUT, FORWARD, first | the guard: drops what nat should have redirected |
@@ -17,7 +17,7 @@ use std::fmt::Write as _;
 
 use super::super::conntrack::Tuple;
 use crate::plan::Plan;
-use crate::protocol::Who;
+use crate::protocol::{NameServer, Who};
 
 /// The tables, in the order in which they are written.
 const TABLES: [&str; 2] = ["nat", "filter"];
@@ -151,6 +151,7 @@ fn rules(plan: &Plan, v6: bool, table: &str, standing: &[Tuple]) -> Vec<String> 
         }
         bridged.push("-m conntrack --ctstate ESTABLISHED -j RETURN".to_owned());
     }
+    own.extend(name_rules(plan, v6, nat));
     own.extend(left_alone.iter().cloned());
     bridged.extend(left_alone);
     own.extend(standing.iter().filter(|tuple| tuple.dst.is_ipv6() == v6).map(|Tuple { src, dst }| {
@@ -179,6 +180,24 @@ fn rules(plan: &Plan, v6: bool, table: &str, standing: &[Tuple]) -> Vec<String> 
     };
     let wanted = chains.into_iter().filter(|(_, suffix)| *suffix != "B" || !plan.bridges().is_empty());
     wanted.flat_map(in_chain).collect()
+}
+
+/// Queries to name servers, our own left alone. What each rule is for stands beside nft's.
+fn name_rules(plan: &Plan, v6: bool, nat: bool) -> Vec<String> {
+    let exempt = |protocol: &str| {
+        format!("-p {protocol} -m {protocol} --dport 53 -m owner --gid-owner {} -j RETURN", plan.exempt())
+    };
+    let mut rules: Vec<String> = ["tcp", "udp"].map(exempt).into();
+    if !nat {
+        rules.push("-p tcp -m tcp --dport 53 -m conntrack --ctstate ESTABLISHED -j RETURN".to_owned());
+        return rules;
+    }
+    for NameServer { address, port } in plan.name_servers().iter().filter(|one| one.address.is_ipv6() == v6) {
+        for queries in ["tcp -m tcp --dport 53 --tcp-flags SYN,ACK SYN", "udp -m udp --dport 53"] {
+            rules.push(format!("-d {address} -p {queries} -j REDIRECT --to-ports {port}"));
+        }
+    }
+    rules
 }
 
 fn included(plan: &Plan, v6: bool) -> Vec<String> {
@@ -276,7 +295,9 @@ mod tests {
             datagrams_v4: Some(40003),
             ..protocol::Plan::default()
         };
-        Plan::check(said).unwrap()
+        let servers = [("10.0.0.2", 5301), ("127.0.0.53", 5302), ("::1", 5303)];
+        let server = |(address, port): (&str, u16)| NameServer { address: address.parse().unwrap(), port };
+        Plan::check(said).unwrap().with_names(&servers.map(server)).unwrap()
     }
 
     fn standing() -> [Tuple; 2] {
@@ -325,8 +346,8 @@ mod tests {
     fn whatever_lacks_is_named() {
         for (part, lacks) in [
             ("-A OUTPUT -j kshuttle_golden\n", "filter: OUTPUT -j kshuttle_golden"),
-            ("--to-ports 40001\n", "nat: rules in kshuttle_golden: 12 instead of 13"),
-            ("-j DROP\n", "filter: rules in kshuttle_golden: 14 instead of 15"),
+            ("--to-ports 40001\n", "nat: rules in kshuttle_golden: 18 instead of 19"),
+            ("-j DROP\n", "filter: rules in kshuttle_golden: 17 instead of 18"),
         ] {
             let cut = SAVED.lines().position(|line| format!("{line}\n").ends_with(part)).unwrap();
             let saved: Vec<&str> =

@@ -19,14 +19,16 @@
 //! * `bridged` (nat) and `bridge_guard` (filter) do for what comes in through bridges what `capture` and `guard` do for what
 //!   this machine sends. Established connections pass the latter: they are from before, conntrack knew them.
 //!
-//! The order inside `capture`: addresses of this machine are left alone, then the excludes, then the connections that
-//! stood before (the sets `standing4` and `standing6`), then includes are redirected.
+//! The order inside `capture`: name servers ([`names`]), which may be on this machine; its addresses are left alone, then the
+//! excludes, then connections that stood before (the sets `standing4` and `standing6`), then includes are redirected.
 //! `guard` asks the same and lets two more pass: answers of connections that came in from an included
 //! address (`ct direction reply`), and what somebody else translated (`ct status dnat`: a published container port).
 //!
 //! Where conntrack was not at work before, it takes the next packet of a standing connection for a new one: only the sets
 //! tell. A SYN takes its connection out of them, since this machine sends none while that stands. So whoever uses the
 //! source port again is redirected, and not one of its packets passes for the old connection's.
+
+pub(in crate::firewall) mod names;
 
 use std::fmt::Display;
 
@@ -78,6 +80,7 @@ pub(in crate::firewall) fn apply(plan: &Plan, standing: &[Tuple], pinned: bool) 
         standing_set(table, 4, standing),
         standing_set(table, 6, standing),
     ];
+    commands.extend(names::maps(plan));
     if pinned && redirects_datagrams(plan) {
         commands.extend([("udp4", "ip"), ("udp6", "ip6")].map(|(name, family)| {
             format!(
@@ -162,6 +165,11 @@ pub(super) fn rules(plan: &Plan, chain: &str) -> Vec<String> {
         ],
         _ => vec![],
     };
+    match chain {
+        CAPTURE => rules.extend(names::rules(plan)),
+        GUARD => rules.extend(names::guard_rules(plan)),
+        _ => {}
+    }
     rules.extend(left_alone(plan));
     match chain {
         CAPTURE | GUARD => {
@@ -351,7 +359,9 @@ mod tests {
             bridges: vec![bridge("172.17.0.1", "172.17.0.0/16"), bridge("fd77::1", "fd77::/64")],
             ..protocol::Plan::default()
         };
-        let plan = Plan::check(said).unwrap();
+        let server = |address: &str, port| protocol::NameServer { address: address.parse().unwrap(), port };
+        let plan = Plan::check(said).unwrap().with_exempt(27508);
+        let plan = plan.with_names(&[server("10.0.0.53", 5301), server("::1", 5302)]).unwrap();
         let text = apply(&plan, &[], true).join("\n") + "\n";
         assert_eq!(text, include_str!("../../../../fixtures/firewall/everything.nft"));
         assert_eq!(
