@@ -94,21 +94,21 @@ mod tests {
         let mut zones = Zones {
             domain: Name::from_ascii("Cluster.Local.").unwrap(),
             servers: Vec::new(),
-            namespace: "shop".into(),
-            namespaces: Some(set(&["default", "dev", "rs", "shop"])),
+            namespace: "team-a".into(),
+            namespaces: Some(set(&["default", "dev", "rs", "team-a"])),
             mapped: set(&["rs"]),
             ranges: Vec::new(),
             extra: vec![(Name::from_ascii("corp.example.").unwrap(), "10.0.0.53:53".parse().unwrap())],
             ipv6: false,
         };
         let (domains, search) = of(&zones, true);
-        assert_eq!(domains, ["cluster.local", "svc", "corp.example", "default", "rs", "shop"]);
-        assert_eq!(search, ["shop.svc.cluster.local"]);
+        assert_eq!(domains, ["cluster.local", "svc", "corp.example", "default", "rs", "team-a"]);
+        assert_eq!(search, ["team-a.svc.cluster.local"]);
         zones.namespaces = None;
         assert_eq!(
             of(&zones, false),
             (
-                vec!["cluster.local".into(), "svc".into(), "corp.example".into(), "rs".into(), "shop".into()],
+                vec!["cluster.local".into(), "svc".into(), "corp.example".into(), "rs".into(), "team-a".into()],
                 vec![]
             )
         );
@@ -119,7 +119,7 @@ mod tests {
         let zones = Zones {
             domain: Name::from_ascii("cluster.local.").unwrap(),
             servers: Vec::new(),
-            namespace: "shop".into(),
+            namespace: "team-a".into(),
             namespaces: Some((0..2 * MAX_NAMES).map(|number| format!("team-{number}")).collect()),
             mapped: Default::default(),
             ranges: Vec::new(),
