@@ -60,6 +60,9 @@ impl Link {
     /// Makes the link of the session with this table, or changes the one that stands. On an error there is none, or its old
     /// settings stand.
     pub(crate) fn set(standing: &mut Option<Self>, table: &str, said: &protocol::Link) -> Result<(), Error> {
+        if let Some(gone) = standing.take_if(|link| !link.0.stands()) {
+            gone.end(); // what is left of it is its holder, and that may be dead
+        }
         match standing {
             Some(Self(link)) => link.change(said)?,
             None => *standing = Some(Self(system::Link::make(name(table), said)?)),

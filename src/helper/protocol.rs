@@ -41,7 +41,8 @@ pub enum Request {
         /// The listener's own address.
         at: SocketAddr,
     },
-    /// systemd-resolved is to ask the stub about names. Makes the session's link or, said again, changes its settings.
+    /// systemd-resolved is to ask the stub about names. Makes the session's link or, said again, changes its settings, and
+    /// makes it anew if somebody else took it away.
     /// Answered by [`Reply::Updated`]; after [`Reply::Refused`] there is no link, or its old settings stand, and the rules
     /// do in any case.
     Link(Link),

@@ -58,8 +58,11 @@ pub(crate) fn search_domains_complete_short_names() {
     let both = ["10.96.7.7", "fd00:10:96::7"];
     for library in [Library::Dns, Library::Resolve] {
         with(library, |scene| {
-            let helper = scene.linked(&["cluster.local"], &["demo.svc.cluster.local", "svc.cluster.local"]);
+            // Without one in `domains` resolved would ask this link about everything, were it not told otherwise.
+            let helper = scene.linked(&[], &["demo.svc.cluster.local", "svc.cluster.local"]);
             assert_eq!(found("hello"), both);
+            assert_eq!(found("www.public.test"), ["203.0.113.80"]);
+            assert!(!scene.stub.has_seen("www.public.test"));
             // Names of several parts are completed by the C library only; resolved has another opinion on that.
             let completed = if library == Library::Dns { &both[..] } else { &[] };
             assert_eq!(found("hello.demo"), completed);

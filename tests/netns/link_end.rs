@@ -179,17 +179,37 @@ pub(crate) fn sigkill_of_all_leaves_nothing() {
     });
 }
 
-pub(crate) fn sigkill_of_the_holder_is_told_at_the_next_change() {
+pub(crate) fn a_link_that_somebody_took_away_is_made_anew_when_said_again() {
     with(Library::Resolve, |scene| {
-        let before = scene::state();
+        let before = (scene::state(), resolver::told());
         let mut helper = scene.linked(&["svc"], &[]);
-        let holder = *helper.children("kshuttle-helper").last().unwrap();
-        kill(holder, Signal::SIGKILL).unwrap();
-        eventually("it is as before", || found("hello.demo.svc") == ["203.0.113.66"]);
-        let message = refused(&mut helper, &scene.link(&["cluster.local"], &[]));
-        assert!(message.contains("telling systemd-resolved about the link failed"), "{message}");
-        rules_stand(&scene);
+        let name = link::name("kshuttle_a");
+        let kill_the_holder = |helper: &Helper| {
+            kill(*helper.children("kshuttle-helper").last().unwrap(), Signal::SIGKILL).unwrap()
+        };
+        let delete = |_: &Helper| scene::ip(&format!("link delete {name}"));
+        for take_away in [&kill_the_holder as &dyn Fn(&Helper), &delete] {
+            assert_eq!(found("hello.demo.svc"), ["10.96.7.7"]);
+            take_away(&helper);
+            eventually("resolved has forgotten it", || found("hello.demo.svc") == ["203.0.113.66"]);
+            rules_stand(&scene);
+            set(&mut helper, &scene.link(&["svc"], &[]));
+        }
+        assert_eq!(found("hello.demo.svc"), ["10.96.7.7"]);
         assert_eq!(helper.stop().failures, []);
-        assert_eq!(scene::state(), before);
+        eventually("it is as before", || (scene::state(), resolver::told()) == before);
+    });
+}
+
+pub(crate) fn settings_that_somebody_changed_are_restored_when_said_again() {
+    with(Library::Resolve, |scene| {
+        let mut helper = scene.linked(&["svc"], &[]);
+        let told = resolver::told();
+        scene::output("resolvectl", &["revert", &link::name("kshuttle_a")]);
+        assert_eq!(found("hello.demo.svc"), ["203.0.113.66"]);
+        set(&mut helper, &scene.link(&["svc"], &[]));
+        assert_eq!(found("hello.demo.svc"), ["10.96.7.7"]);
+        assert_eq!(resolver::told(), told);
+        assert_eq!(helper.stop().failures, []);
     });
 }

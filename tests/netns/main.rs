@@ -131,7 +131,8 @@ const TESTS: &[Test] = tests! {
         sigterm_leaves_nothing,
         sigkill_leaves_nothing,
         sigkill_of_all_leaves_nothing,
-        sigkill_of_the_holder_is_told_at_the_next_change;
+        a_link_that_somebody_took_away_is_made_anew_when_said_again,
+        settings_that_somebody_changed_are_restored_when_said_again;
     programs:
         by_nft_only_listed_programs_run,
         by_iptables_only_listed_programs_run,

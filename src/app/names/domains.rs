@@ -108,7 +108,13 @@ mod tests {
         assert_eq!(
             of(&zones, false),
             (
-                vec!["cluster.local".into(), "svc".into(), "corp.example".into(), "rs".into(), "team-a".into()],
+                vec![
+                    "cluster.local".into(),
+                    "svc".into(),
+                    "corp.example".into(),
+                    "rs".into(),
+                    "team-a".into()
+                ],
                 vec![]
             )
         );

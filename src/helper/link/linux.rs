@@ -1,7 +1,7 @@
 //! Linux: the link is one end of a veth pair, and resolved is told by its own program.
 //!
-//! Make: is resolved there? → the pair ([`holder`](super::holder)) → an address, up → resolved has seen it → settings →
-//! resolved uses it. Change: the settings that differ. End: the link, and resolved forgets what it was told; resolved is not
+//! Make: is resolved there? → the pair ([`holder`]) → an address, up → resolved has seen it → settings →
+//! resolved uses it. Change: all settings, whatever somebody else has made of them. End: the link, and resolved forgets what it was told; resolved is not
 //! asked for that, because it may have been stopped meanwhile, and asking could start it.
 
 use std::io;
@@ -86,12 +86,8 @@ impl Link {
     /// Other settings; on an error the old ones stand.
     pub(super) fn change(&mut self, said: &protocol::Link) -> Result<(), Error> {
         let settings = Settings::check(said)?;
-        let (old, new) = (self.settings.commands(&self.name), settings.commands(&self.name));
-        let changed = |ones: &[Vec<String>], others: &[Vec<String>]| -> Vec<Vec<String>> {
-            ones.iter().filter(|command| !others.contains(command)).cloned().collect()
-        };
-        if let Err(error) = tell(&changed(&new, &old)) {
-            return Err(match tell(&changed(&old, &new)) {
+        if let Err(error) = tell(&settings.commands(&self.name)) {
+            return Err(match tell(&self.settings.commands(&self.name)) {
                 Ok(()) => Error::Tell(error),
                 Err(more) => Error::Lost(more.to_string(), error),
             });
@@ -100,11 +96,15 @@ impl Link {
         Ok(())
     }
 
+    /// Is it still there? Its holder may have been killed, or somebody else have deleted it.
+    pub(super) fn stands(&self) -> bool {
+        if_nametoindex(self.name.as_str()).is_ok()
+    }
+
     /// Takes it away; the steps that failed, and why.
     pub(super) fn end(self) -> Vec<(&'static str, Error)> {
-        let delete = IP.run(&["link", "delete", "dev", &self.name], "");
-        let deleted = match delete {
-            Err(error) if if_nametoindex(self.name.as_str()).is_ok() => Err(Error::Delete(error)),
+        let deleted = match IP.run(&["link", "delete", "dev", &self.name], "") {
+            Err(error) if self.stands() => Err(Error::Delete(error)),
             _ => Ok(()), // deleted by us, or by somebody else before
         };
         let ended = self.holder.end().map_err(Error::End);

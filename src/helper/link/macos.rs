@@ -20,6 +20,10 @@ impl Link {
         match *self {}
     }
 
+    pub(super) fn stands(&self) -> bool {
+        match *self {}
+    }
+
     pub(super) fn end(self) -> Vec<(&'static str, Error)> {
         match self {}
     }
