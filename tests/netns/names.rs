@@ -2,6 +2,7 @@
 //! whoever asks notices neither the beginning nor the end.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
@@ -9,6 +10,7 @@ use std::thread;
 
 use kshuttle_helper::plan::{MAX_NAME_SERVERS, MAX_SOCKETS};
 use kshuttle_helper::protocol::{Method, NameServer, Plan, Reply, Request};
+use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, setfsgid};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
@@ -335,6 +337,49 @@ pub(crate) fn sockets_are_not_for_everybody() {
             Some(Reply::Failed { message, .. }) => assert!(message.contains("no plan"), "{message}"),
             other => panic!("instead of failed: {other:?}"),
         }
+    });
+}
+
+pub(crate) fn a_group_that_somebody_has_is_not_taken() {
+    scene::run(|| {
+        let groups = fs::read_to_string("/etc/group").unwrap();
+        fs::write("/run/group", groups.trim_end().to_owned() + "\nsomebody:x:27507:\n").unwrap();
+        mount(Some("/run/group"), "/etc/group", None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        let (stub, name) = Answers::stub("127.0.0.1");
+        let local = Answers::at("127.0.0.1", 53);
+        let mut helper = ready(Method::Nft, ELSEWHERE, &[name]);
+        assert!(scene::ruleset().contains("skgid 27508") && !scene::ruleset().contains("27507"));
+        let passed = UdpSocket::from(helper.sockets(false, false, 1).remove(0));
+        passed.connect(at("127.0.0.1", 53)).unwrap();
+        asks(&passed, &local);
+        asks(&connected("127.0.0.1"), &stub);
+        assert_eq!(helper.stop().failures, []);
+    });
+}
+
+/// Each asks the server itself, and not the other one.
+pub(crate) fn two_sessions_do_not_ask_each_other() {
+    scene::run(|| {
+        let server = "127.0.0.1";
+        let local = Answers::at(server, 53);
+        let ((first_stub, first_name), (second_stub, second_name)) =
+            (Answers::stub(server), Answers::stub(server));
+        let mut first = ready(Method::Nft, ELSEWHERE, &[first_name]);
+        let program = connected(server);
+        asks(&program, &first_stub);
+        let mut second = Helper::start_over_socket_pair();
+        second.make_ready(&plan("b", &Listener::start(), &["192.0.2.0/24"], &[]));
+        named(&mut second, &[second_name]);
+        asks(&program, &second_stub);
+        for helper in [&mut first, &mut second] {
+            let passed = UdpSocket::from(helper.sockets(false, false, 1).remove(0));
+            passed.connect(at(server, 53)).unwrap();
+            asks(&passed, &local);
+        }
+        assert_eq!(second.stop().failures, []);
+        asks(&program, &first_stub);
+        assert_eq!(first.stop().failures, []);
+        asks(&program, &local);
     });
 }
 
