@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Write;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::thread;
@@ -191,6 +190,8 @@ pub(crate) fn tcp_connections_that_stand_go_on() {
             let mut first = (connect_to("198.51.100.53:53"), accept(&real.tcp));
             let ((stub, name), (later, other)) = (Answers::stub(server), Answers::stub(server));
             let mut helper = ready(Method::Nft, ELSEWHERE, &[name]);
+            says(&mut first.0, &mut first.1);
+            says(&mut first.1, &mut first.0);
             let mut second = (connect_to("198.51.100.53:53"), accept(&stub.tcp));
             named(&mut helper, &[other]);
             let mut third = (connect_to("198.51.100.53:53"), accept(&later.tcp));
@@ -212,39 +213,50 @@ pub(crate) fn tcp_connections_that_stand_go_on() {
     }
 }
 
-/// The helper ends while our stub still looks for the answers.
+/// The helper ends by this while our stub still looks for the answer.
+fn in_flight(end: fn(&mut Helper), asks_and_hears: impl Fn(&Answers, &mut dyn FnMut()) + Sync) {
+    scene::run(|| {
+        let neighbour = servers();
+        let real = real(&neighbour, SERVERS[0]);
+        let (stub, name) = Answers::stub(SERVERS[0]);
+        let mut helper = ready(Method::Nft, ELSEWHERE, &[name]);
+        asks_and_hears(&stub, &mut || {
+            end(&mut helper);
+            eventually("the redirect is flushed", || !scene::ruleset().contains("redirect to"));
+            // Who asks now is answered by the server, and the helper waits for our answer: much longer than the undo takes.
+            for _ in 0..20 {
+                asks(&connected(SERVERS[0]), &real);
+                assert!(scene::ruleset().contains("kshuttle"), "the table stands");
+            }
+        });
+        match helper.hear() {
+            Some(Reply::Stopped { report }) => assert_eq!((report.still_open, report.failures), (0, vec![])),
+            None => {} // it was killed
+            other => panic!("instead of stopped: {other:?}"),
+        }
+        helper.wait();
+        eventually("the table is gone", || scene::ruleset().is_empty());
+    });
+}
+
 pub(crate) fn a_query_in_flight_is_answered() {
     let stop = |helper: &mut Helper| helper.say(&Request::Stop {});
     let kill = |helper: &mut Helper| helper.signal(Signal::SIGKILL);
     for end in [stop as fn(&mut Helper), kill] {
-        scene::run(|| {
-            let neighbour = servers();
-            let server = "198.51.100.53";
-            let real = real(&neighbour, server);
-            let (stub, name) = Answers::stub(server);
-            let mut helper = ready(Method::Nft, ELSEWHERE, &[name]);
-            let (by_udp, mut by_tcp) = (connected(server), connect_to("198.51.100.53:53"));
-            by_udp.send(b"query").unwrap();
-            by_tcp.write_all(b"query").unwrap();
+        in_flight(end, |stub, meanwhile| {
+            let program = connected(SERVERS[0]);
+            program.send(b"query").unwrap();
+            let (_, from) = stub.udp.recv_from(&mut [0; 64]).unwrap();
+            meanwhile();
+            stub.udp.send_to(b"answer", from).unwrap();
+            assert_eq!(program.recv(&mut [0; 64]).unwrap(), 6);
+        });
+        in_flight(end, |stub, meanwhile| {
+            let mut program = connect_to("198.51.100.53:53");
             let mut answering = accept(&stub.tcp);
-            end(&mut helper);
-            eventually("the redirect is flushed", || !scene::ruleset().contains("redirect to"));
-            // Who asks now is answered by the server.
-            asks(&connected(server), &real);
-            stub.answer();
-            assert_eq!(by_udp.recv(&mut [0; 64]).unwrap(), 6);
-            says(&mut answering, &mut by_tcp);
-            drop((answering, by_tcp));
-            match helper.hear() {
-                Some(Reply::Stopped { report }) => {
-                    assert_eq!((report.still_open, report.failures), (0, vec![]))
-                }
-                None => {} // it was killed
-                other => panic!("instead of stopped: {other:?}"),
-            }
-            helper.wait();
-            eventually("the table is gone", || scene::ruleset().is_empty());
-            asks(&by_udp, &real);
+            says(&mut program, &mut answering);
+            meanwhile();
+            says(&mut answering, &mut program);
         });
     }
 }
