@@ -65,6 +65,8 @@ const TESTS: &[Test] = tests! {
         servers_that_are_refused_leave_the_first,
         a_foreign_flush_changes_nothing,
         sockets_are_not_for_everybody,
+        a_group_that_somebody_has_is_not_taken,
+        two_sessions_do_not_ask_each_other,
         by_iptables_they_go_where_they_should,
         by_iptables_who_was_connected_follows_at_once,
         by_iptables_a_foreign_flush_is_mended;

@@ -2,13 +2,14 @@
 //! whoever asks notices neither the beginning nor the end.
 
 use std::collections::BTreeSet;
-use std::io::Write;
+use std::fs;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::thread;
 
 use kshuttle_helper::plan::{MAX_NAME_SERVERS, MAX_SOCKETS};
 use kshuttle_helper::protocol::{Method, NameServer, Plan, Reply, Request};
+use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, setfsgid};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
@@ -189,6 +190,8 @@ pub(crate) fn tcp_connections_that_stand_go_on() {
             let mut first = (connect_to("198.51.100.53:53"), accept(&real.tcp));
             let ((stub, name), (later, other)) = (Answers::stub(server), Answers::stub(server));
             let mut helper = ready(Method::Nft, ELSEWHERE, &[name]);
+            says(&mut first.0, &mut first.1);
+            says(&mut first.1, &mut first.0);
             let mut second = (connect_to("198.51.100.53:53"), accept(&stub.tcp));
             named(&mut helper, &[other]);
             let mut third = (connect_to("198.51.100.53:53"), accept(&later.tcp));
@@ -210,39 +213,50 @@ pub(crate) fn tcp_connections_that_stand_go_on() {
     }
 }
 
-/// The helper ends while our stub still looks for the answers.
+/// The helper ends by this while our stub still looks for the answer.
+fn in_flight(end: fn(&mut Helper), asks_and_hears: impl Fn(&Answers, &mut dyn FnMut()) + Sync) {
+    scene::run(|| {
+        let neighbour = servers();
+        let real = real(&neighbour, SERVERS[0]);
+        let (stub, name) = Answers::stub(SERVERS[0]);
+        let mut helper = ready(Method::Nft, ELSEWHERE, &[name]);
+        asks_and_hears(&stub, &mut || {
+            end(&mut helper);
+            eventually("the redirect is flushed", || !scene::ruleset().contains("redirect to"));
+            // Who asks now is answered by the server, and the helper waits for our answer: much longer than the undo takes.
+            for _ in 0..20 {
+                asks(&connected(SERVERS[0]), &real);
+                assert!(scene::ruleset().contains("kshuttle"), "the table stands");
+            }
+        });
+        match helper.hear() {
+            Some(Reply::Stopped { report }) => assert_eq!((report.still_open, report.failures), (0, vec![])),
+            None => {} // it was killed
+            other => panic!("instead of stopped: {other:?}"),
+        }
+        helper.wait();
+        eventually("the table is gone", || scene::ruleset().is_empty());
+    });
+}
+
 pub(crate) fn a_query_in_flight_is_answered() {
     let stop = |helper: &mut Helper| helper.say(&Request::Stop {});
     let kill = |helper: &mut Helper| helper.signal(Signal::SIGKILL);
     for end in [stop as fn(&mut Helper), kill] {
-        scene::run(|| {
-            let neighbour = servers();
-            let server = "198.51.100.53";
-            let real = real(&neighbour, server);
-            let (stub, name) = Answers::stub(server);
-            let mut helper = ready(Method::Nft, ELSEWHERE, &[name]);
-            let (by_udp, mut by_tcp) = (connected(server), connect_to("198.51.100.53:53"));
-            by_udp.send(b"query").unwrap();
-            by_tcp.write_all(b"query").unwrap();
+        in_flight(end, |stub, meanwhile| {
+            let program = connected(SERVERS[0]);
+            program.send(b"query").unwrap();
+            let (_, from) = stub.udp.recv_from(&mut [0; 64]).unwrap();
+            meanwhile();
+            stub.udp.send_to(b"answer", from).unwrap();
+            assert_eq!(program.recv(&mut [0; 64]).unwrap(), 6);
+        });
+        in_flight(end, |stub, meanwhile| {
+            let mut program = connect_to("198.51.100.53:53");
             let mut answering = accept(&stub.tcp);
-            end(&mut helper);
-            eventually("the redirect is flushed", || !scene::ruleset().contains("redirect to"));
-            // Who asks now is answered by the server.
-            asks(&connected(server), &real);
-            stub.answer();
-            assert_eq!(by_udp.recv(&mut [0; 64]).unwrap(), 6);
-            says(&mut answering, &mut by_tcp);
-            drop((answering, by_tcp));
-            match helper.hear() {
-                Some(Reply::Stopped { report }) => {
-                    assert_eq!((report.still_open, report.failures), (0, vec![]))
-                }
-                None => {} // it was killed
-                other => panic!("instead of stopped: {other:?}"),
-            }
-            helper.wait();
-            eventually("the table is gone", || scene::ruleset().is_empty());
-            asks(&by_udp, &real);
+            says(&mut program, &mut answering);
+            meanwhile();
+            says(&mut answering, &mut program);
         });
     }
 }
@@ -335,6 +349,49 @@ pub(crate) fn sockets_are_not_for_everybody() {
             Some(Reply::Failed { message, .. }) => assert!(message.contains("no plan"), "{message}"),
             other => panic!("instead of failed: {other:?}"),
         }
+    });
+}
+
+pub(crate) fn a_group_that_somebody_has_is_not_taken() {
+    scene::run(|| {
+        let groups = fs::read_to_string("/etc/group").unwrap();
+        fs::write("/run/group", groups.trim_end().to_owned() + "\nsomebody:x:27507:\n").unwrap();
+        mount(Some("/run/group"), "/etc/group", None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        let (stub, name) = Answers::stub("127.0.0.1");
+        let local = Answers::at("127.0.0.1", 53);
+        let mut helper = ready(Method::Nft, ELSEWHERE, &[name]);
+        assert!(scene::ruleset().contains("skgid 27508") && !scene::ruleset().contains("27507"));
+        let passed = UdpSocket::from(helper.sockets(false, false, 1).remove(0));
+        passed.connect(at("127.0.0.1", 53)).unwrap();
+        asks(&passed, &local);
+        asks(&connected("127.0.0.1"), &stub);
+        assert_eq!(helper.stop().failures, []);
+    });
+}
+
+/// Each asks the server itself, and not the other one.
+pub(crate) fn two_sessions_do_not_ask_each_other() {
+    scene::run(|| {
+        let server = "127.0.0.1";
+        let local = Answers::at(server, 53);
+        let ((first_stub, first_name), (second_stub, second_name)) =
+            (Answers::stub(server), Answers::stub(server));
+        let mut first = ready(Method::Nft, ELSEWHERE, &[first_name]);
+        let program = connected(server);
+        asks(&program, &first_stub);
+        let mut second = Helper::start_over_socket_pair();
+        second.make_ready(&plan("b", &Listener::start(), &["192.0.2.0/24"], &[]));
+        named(&mut second, &[second_name]);
+        asks(&program, &second_stub);
+        for helper in [&mut first, &mut second] {
+            let passed = UdpSocket::from(helper.sockets(false, false, 1).remove(0));
+            passed.connect(at(server, 53)).unwrap();
+            asks(&passed, &local);
+        }
+        assert_eq!(second.stop().failures, []);
+        asks(&program, &first_stub);
+        assert_eq!(first.stop().failures, []);
+        asks(&program, &local);
     });
 }
 

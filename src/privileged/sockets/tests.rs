@@ -1,5 +1,7 @@
 //! With a helper of the test's own at the other end, and servers on loopback.
 
+#![allow(clippy::unwrap_used, reason = "all of this is a test")]
+
 use std::collections::BTreeSet;
 use std::io::{IoSlice, Read};
 use std::mem::MaybeUninit;
