@@ -3,7 +3,7 @@
 #   RUNTIME  containerd, CNI plugins, runc, a static busybox (versions.sh): the same on every machine
 #   TOOLS    what the machine itself lacks of the commands used inside, with libraries; laid over / inside
 
-TOOL_PACKAGES=(bind9-dnsutils busybox-static conntrack curl dbus-daemon dnsmasq-base iproute2 iptables libnss-resolve netcat-openbsd nftables openssh-client procps python3 sudo)
+TOOL_PACKAGES=(bind9-dnsutils conntrack curl iproute2 iptables netcat-openbsd nftables openssh-client procps python3 sudo)
 # What this script itself calls, and the package that has it.
 declare -A NEEDED=([openssl]=openssl [ip]=iproute2 [unshare]=util-linux [flock]=util-linux [python3]=python3 [gcc]=gcc [ar]=binutils)
 

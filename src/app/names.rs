@@ -113,7 +113,7 @@ impl Names {
                 return Ok(None);
             }
         };
-        let told = format!("{domain} at {} (told by {by})", servers[0].ip());
+        let told = format!("{} at {} (told by {by})", domains::text(&domain), servers[0].ip());
         let (followers, namespaces) = namespaces_of(cluster, args, steps).await;
         let zones = watch::Sender::new(Zones {
             domain,

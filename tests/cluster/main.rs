@@ -15,6 +15,7 @@ mod faults;
 mod forward;
 mod ipv6;
 mod life;
+mod names;
 mod place;
 mod pod;
 mod ranges;
@@ -54,6 +55,16 @@ const REDIRECTED: &[Test] = tests! {
         from_a_global_address,
         from_a_unique_local_address,
         with_only_a_link_local_address_it_is_told;
+    names:
+        every_program_finds_every_name,
+        a_program_that_uses_http_reaches_them,
+        what_is_made_later_is_found,
+        a_domain_of_another_name_is_learnt,
+        namespaces_do_not_take_domains_of_the_internet,
+        every_end_gives_names_back,
+        other_name_servers_are_followed,
+        it_explains_what_becomes_of_a_name,
+        names_can_be_left_alone;
     redirect:
         ranges_come_from_a_file,
         one_port_of_an_address_is_left_alone,
@@ -243,7 +254,8 @@ fn main() -> ExitCode {
         ANY_CLUSTER.to_vec()
     };
     run(&tests, |name| {
-        missing.clone().or_else(|| too_old(name)).or_else(|| too_patient(name)).or_else(|| too_young(name))
+        let too = too_old(name).or_else(|| too_patient(name)).or_else(|| too_young(name));
+        missing.clone().or(too).or_else(|| names::missing(name))
     })
 }
 

@@ -59,7 +59,7 @@ impl Wanted {
     }
 
     fn chosen(method: NamesMethod, system: &System, nss_resolve: bool) -> Self {
-        let servers = system.servers.iter().filter(|server| server.port() == DNS).map(SocketAddr::ip);
+        let servers = system.servers.iter().filter(|server| can_be_redirected(server)).map(SocketAddr::ip);
         let (resolved, others): (Vec<_>, Vec<_>) = servers.partition(is_resolved);
         match method {
             NamesMethod::None => Self::default(),
@@ -73,6 +73,15 @@ impl Wanted {
     pub(super) fn without_link(system: &System) -> Self {
         Self::chosen(NamesMethod::Redirect, system, false)
     }
+}
+
+/// Not of one link only, which the rules do not tell apart, and of one family.
+pub(super) fn can_be_redirected(server: &SocketAddr) -> bool {
+    let special = match server.ip() {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.to_ipv4_mapped().is_some(),
+    };
+    server.port() == DNS && !special
 }
 
 /// systemd-resolved's own addresses (systemd-resolved.service(8)).
@@ -205,7 +214,8 @@ mod tests {
     #[test]
     fn what_programs_use_is_captured() {
         let resolved = system(&["127.0.0.53:53"]);
-        let plain = system(&["198.51.100.53:53", "[2001:db8::53]:53", "198.51.100.54:5353"]);
+        let plain =
+            system(&["198.51.100.53:53", "[2001:db8::53]:53", "198.51.100.54:5353", "[fe80::1%2]:53"]);
         let ips = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpAddr>>();
         let both = ips(&["198.51.100.53", "2001:db8::53"]);
         let wanted = |link, servers| Wanted { link, servers };

@@ -12,8 +12,9 @@ use tokio::sync::broadcast;
 use tokio::time::timeout;
 
 use super::Stub;
+use super::capture::can_be_redirected;
 use crate::dns::probe::ask;
-use crate::dns::system::{DNS, System};
+use crate::dns::system::System;
 use crate::dns::zone::{CANARY, Zones};
 use crate::dns::{Canary, Name, Transport};
 
@@ -68,7 +69,7 @@ async fn outside(system: &System, limit: Duration) -> bool {
 
 /// Every way once.
 pub(super) async fn all(stub: &Stub, zones: &Zones, system: &System) -> Result<(), CheckError> {
-    for server in system.servers.iter().filter(|server| server.port() == DNS) {
+    for server in system.servers.iter().filter(|server| can_be_redirected(server)) {
         for transport in [Transport::Udp, Transport::Tcp] {
             let (nonce, name) = check_name(zones);
             let mut seen = stub.canaries();

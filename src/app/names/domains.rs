@@ -40,7 +40,7 @@ fn is_ours(zones: &Zones, namespace: &str) -> bool {
 }
 
 /// As systemd-resolved writes it: without the dot at the end.
-fn text(name: &Name) -> String {
+pub(super) fn text(name: &Name) -> String {
     name.to_ascii().trim_end_matches('.').to_ascii_lowercase()
 }
 

@@ -163,8 +163,13 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // In the background: a test that is itself asynchronous may not wait here.
-        self.runtime.take().into_iter().for_each(Runtime::shutdown_background);
+        let Some(runtime) = self.runtime.take() else { return };
+        match tokio::runtime::Handle::try_current() {
+            // A test that is itself asynchronous may not wait here.
+            Ok(_) => runtime.shutdown_background(),
+            // The address is free again afterwards.
+            Err(_) => runtime.shutdown_timeout(crate::kshuttle::PATIENCE),
+        }
     }
 }
 

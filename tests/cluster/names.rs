@@ -1,0 +1,354 @@
+//! Names of the cluster and of the rest of the world, asked by every kind of program.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use kshuttle_test_support::dns::Server;
+use kshuttle_test_support::kshuttle::{Kshuttle, eventually, kubectl, output, program};
+use kshuttle_test_support::resolver::{Library, Resolver};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::Signal;
+
+use super::reach::RANGES;
+
+/// The laptop's own name server, on an address of its own.
+const SERVER: &str = "198.51.100.2:53";
+
+/// What it knows.
+const OUTSIDE: &[(&str, &str)] = &[("www.public.test", "203.0.113.80"), ("docs.dev", "203.0.113.81")];
+
+/// How the laptop resolves names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Laptop {
+    /// `/etc/resolv.conf` names a server.
+    Plain,
+    /// systemd-resolved answers; the C library asks it by DNS.
+    Resolved,
+    /// The same; the C library asks it by nss-resolve.
+    NssResolve,
+}
+
+/// A program that looks names up.
+struct Program {
+    name: &'static str,
+    command: fn(&str) -> Command,
+    /// It completes single words by the search list.
+    completes: bool,
+}
+
+fn command(line: &str, name: &str) -> Command {
+    let mut words = line.split(' ');
+    let mut command = Command::new(words.next().unwrap());
+    command.args(words).arg(name);
+    command
+}
+
+fn built(file: &str) -> String {
+    let folder = std::env::var("KSHUTTLE_TEST_LOOKUP").expect("the caller asked what is missing");
+    format!("{folder}/{file}")
+}
+
+const PYTHON: &str = "import socket,sys;print(*{a[4][0] for a in socket.getaddrinfo(sys.argv[1],80)})";
+
+fn programs(laptop: Laptop) -> Vec<Program> {
+    let mut all = vec![
+        Program { name: "glibc", command: |name| command("getent ahosts", name), completes: true },
+        Program {
+            name: "Python",
+            command: |name| {
+                let mut python = Command::new("/usr/bin/python3");
+                python.args(["-c", PYTHON, name]);
+                python
+            },
+            completes: true,
+        },
+        Program { name: "static Go", command: |name| command(&built("go"), name), completes: true },
+        Program { name: "static musl", command: |name| command(&built("musl"), name), completes: true },
+        Program { name: "dig, UDP", command: |name| command("dig +short +notcp", name), completes: false },
+        Program { name: "dig, TCP", command: |name| command("dig +short +tcp", name), completes: false },
+    ];
+    if fs::exists("/usr/bin/java").unwrap() {
+        let java = |name: &str| command(&format!("java {}", built("Lookup.java")), name);
+        all.push(Program { name: "Java", command: java, completes: true });
+    }
+    if laptop != Laptop::Plain {
+        let query = |name: &str| command("resolvectl query", name);
+        all.push(Program { name: "resolvectl", command: query, completes: true });
+    }
+    all
+}
+
+/// Runs it in mounts of its own, where names are resolved this way. None of that is seen elsewhere.
+fn with(laptop: Laptop, test: impl FnOnce(&Server) + Send) {
+    thread::scope(|scope| {
+        let tested = scope.spawn(|| {
+            let address: SocketAddr = SERVER.parse().unwrap();
+            let server = Server::with_names(address, OUTSIDE);
+            let _resolver = match laptop {
+                Laptop::Plain => {
+                    plain(address);
+                    None
+                }
+                Laptop::Resolved => Some(Resolver::start(&[address], Library::Dns)),
+                Laptop::NssResolve => Some(Resolver::start(&[address], Library::Resolve)),
+            };
+            test(&server);
+        });
+        if let Err(panic) = tested.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+fn plain(server: SocketAddr) {
+    let none = None::<&str>;
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    lay_over_resolv_conf(server);
+}
+
+fn lay_over_resolv_conf(server: SocketAddr) {
+    let file = std::env::temp_dir().join(format!("resolv.conf-{}", std::process::id()));
+    fs::write(&file, format!("nameserver {}\n", server.ip())).unwrap();
+    mount(Some(&file), "/etc/resolv.conf", None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+    fs::remove_file(&file).unwrap();
+}
+
+/// What the program prints; empty where it does not find the name.
+fn asked(program: &Program, name: &str) -> String {
+    let found = (program.command)(name).output().unwrap();
+    String::from_utf8_lossy(&found.stdout).into_owned()
+}
+
+fn address_of(service: &str) -> String {
+    kubectl(&["get", "service", service, "-o", "jsonpath={.spec.clusterIP}"])
+}
+
+pub(crate) fn every_program_finds_every_name() {
+    for laptop in [Laptop::Plain, Laptop::Resolved, Laptop::NssResolve] {
+        with(laptop, |server| {
+            let kshuttle = Kshuttle::start(&RANGES);
+            let hello = address_of("hello");
+            let pod = kubectl(&["get", "pod", "-l", "app=hello", "-o", "jsonpath={.items[0].status.podIP}"]);
+            let found = [
+                ("hello.default.svc.cluster.local", hello.as_str()),
+                ("hello.default.svc", &hello),
+                ("hello.default", &hello),
+                ("hello", &hello),
+                ("hello-headless.default", &pod),
+                ("www.public.test", "203.0.113.80"),
+            ];
+            let absent = ["nope.default.svc.cluster.local", "nope.default", "nope.public.test"];
+            let mut wrong = Vec::new();
+            for program in programs(laptop) {
+                for (name, address) in found {
+                    // In front of dig is systemd-resolved, which gives single words to nobody.
+                    let needs_search = laptop != Laptop::Plain && name == "hello";
+                    if needs_search && !program.completes {
+                        continue;
+                    }
+                    let said = asked(&program, name);
+                    if !said.split_whitespace().any(|word| word == address) {
+                        wrong.push(format!("{}: {name} is {said:?}, not {address}", program.name));
+                    }
+                }
+                for name in absent {
+                    let said = asked(&program, name);
+                    if said.contains('.') && !said.contains("not found") {
+                        wrong.push(format!("{}: {name} is {said:?}", program.name));
+                    }
+                }
+            }
+            assert!(wrong.is_empty(), "{laptop:?}: {wrong:#?}\n{}", kshuttle.said());
+            let inside = ["hello", "nope.default"];
+            let told = server
+                .seen()
+                .into_iter()
+                .filter(|query| inside.iter().any(|name| query.name.starts_with(name)));
+            // The cluster does not know these, and so they may be somebody else's.
+            let told: Vec<_> = told.filter(|query| query.name != "nope.default").collect();
+            assert!(told.is_empty(), "{laptop:?}: names of the cluster were told to others: {told:?}");
+        });
+    }
+}
+
+pub(crate) fn a_program_that_uses_http_reaches_them() {
+    with(Laptop::Plain, |_| {
+        let _kshuttle = Kshuttle::start(&RANGES);
+        for name in ["hello.default", "hello.default.svc", "hello.default.svc.cluster.local", "hello"] {
+            let answer = output(Command::new("curl").args(["-sSf", "-m", "10", &format!("http://{name}/")]));
+            assert_eq!(answer, "hello from the cluster", "{name}");
+        }
+    });
+}
+
+pub(crate) fn what_is_made_later_is_found() {
+    for laptop in [Laptop::Plain, Laptop::NssResolve] {
+        with(laptop, |_| {
+            let _kshuttle = Kshuttle::start(&RANGES);
+            for kind in ["service/late", "namespace/late-team"] {
+                let _ = Command::new("kubectl").args(["delete", kind, "--ignore-not-found"]).output();
+            }
+            let glibc = &programs(laptop)[0];
+            assert_eq!(asked(glibc, "late.default"), "");
+            kubectl(&["expose", "deployment", "hello", "--name", "late", "--port", "80"]);
+            let address = address_of("late");
+            eventually("the new Service is found", Duration::from_secs(60), || {
+                asked(glibc, "late.default").contains(&address).then_some(())
+            });
+            kubectl(&["delete", "service", "late"]);
+            kubectl(&["create", "namespace", "late-team"]);
+            kubectl(&["-n", "late-team", "create", "service", "clusterip", "web", "--tcp", "80"]);
+            let address =
+                kubectl(&["-n", "late-team", "get", "service", "web", "-o", "jsonpath={.spec.clusterIP}"]);
+            eventually("the new namespace is the cluster's", Duration::from_secs(60), || {
+                asked(glibc, "web.late-team").contains(&address).then_some(())
+            });
+            kubectl(&["delete", "namespace", "late-team", "--wait=false"]);
+        });
+    }
+}
+
+pub(crate) fn a_domain_of_another_name_is_learnt() {
+    with(Laptop::Plain, |_| {
+        let patch = r#"{"spec":{"dnsPolicy":"None","dnsConfig":{"nameservers":["10.96.0.10"],
+            "searches":["default.svc.k8s.test","svc.k8s.test","k8s.test"]}}}"#;
+        let file = std::env::temp_dir().join(format!("kshuttle-patch-{}", std::process::id()));
+        fs::write(&file, patch).unwrap();
+        for flags in [["--pod-patch", file.to_str().unwrap()], ["--cluster-domain", "k8s.test"]] {
+            let kshuttle = Kshuttle::start(&[&RANGES[..], &flags].concat());
+            assert!(kshuttle.said().contains("  names     k8s.test at 10.96.0.10"), "{}", kshuttle.said());
+            let glibc = &programs(Laptop::Plain)[0];
+            for name in ["hello.default.svc.k8s.test", "hello.default", "hello"] {
+                assert!(asked(glibc, name).contains(&address_of("hello")), "{name}");
+            }
+        }
+        fs::remove_file(&file).unwrap();
+    });
+}
+
+/// A namespace whose name is a domain of the Internet takes nothing away from it, unless the user says so.
+pub(crate) fn namespaces_do_not_take_domains_of_the_internet() {
+    let namespaces = ["dev", "rs", "com", "io"];
+    for namespace in namespaces {
+        let _ = Command::new("kubectl").args(["create", "namespace", namespace]).output();
+        let service = ["-n", namespace, "create", "service", "clusterip", "docs", "--tcp", "80"];
+        let _ = Command::new("kubectl").args(service).output();
+    }
+    for laptop in [Laptop::Plain, Laptop::NssResolve] {
+        with(laptop, |_| {
+            let glibc = &programs(laptop)[0];
+            let inside =
+                kubectl(&["-n", "dev", "get", "service", "docs", "-o", "jsonpath={.spec.clusterIP}"]);
+            let kshuttle = Kshuttle::start(&RANGES);
+            assert!(kshuttle.said().contains("--mapped-namespaces dev"), "{}", kshuttle.said());
+            assert!(asked(glibc, "docs.dev").contains("203.0.113.81"));
+            assert!(asked(glibc, "docs.dev.svc.cluster.local").contains(&inside));
+            drop(kshuttle);
+            let _kshuttle = Kshuttle::start(&[&RANGES[..], &["--mapped-namespaces", "dev"]].concat());
+            assert!(asked(glibc, "docs.dev").contains(&inside));
+        });
+    }
+    for namespace in namespaces {
+        kubectl(&["delete", "namespace", namespace, "--wait=false"]);
+    }
+}
+
+/// Whatever ends it, names are resolved as before.
+pub(crate) fn every_end_gives_names_back() {
+    for laptop in [Laptop::Plain, Laptop::NssResolve] {
+        with(laptop, |_| {
+            let glibc = &programs(laptop)[0];
+            for signal in [Signal::SIGINT, Signal::SIGKILL] {
+                let mut kshuttle = Kshuttle::start(&RANGES);
+                assert!(!asked(glibc, "hello.default").is_empty());
+                kshuttle.stop(signal);
+                eventually("names of the cluster are not known", Duration::from_secs(10), || {
+                    asked(glibc, "hello.default").is_empty().then_some(())
+                });
+                assert!(asked(glibc, "www.public.test").contains("203.0.113.80"), "{laptop:?} {signal}");
+            }
+        });
+    }
+}
+
+/// An address of the laptop's until this is dropped.
+struct Address(&'static str);
+
+impl Address {
+    fn add(address: &'static str) -> Self {
+        output(Command::new("ip").args(["addr", "add", address, "dev", "wan0"]));
+        Self(address)
+    }
+}
+
+impl Drop for Address {
+    fn drop(&mut self) {
+        output(Command::new("ip").args(["addr", "del", self.0, "dev", "wan0"]));
+    }
+}
+
+/// Written in place, and by a mount over it, of which the system tells nobody.
+pub(crate) fn other_name_servers_are_followed() {
+    with(Laptop::Plain, |_| {
+        let glibc = &programs(Laptop::Plain)[0];
+        let _addresses = [Address::add("198.51.100.7/32"), Address::add("198.51.100.8/32")];
+        let other =
+            |address: &str, www| Server::with_names(address.parse().unwrap(), &[("www.public.test", www)]);
+        let (written, mounted) =
+            (other("198.51.100.7:53", "203.0.113.97"), other("198.51.100.8:53", "203.0.113.98"));
+        let kshuttle = Kshuttle::start(&RANGES);
+        let both = |outside: &str| {
+            eventually("the other server is asked, and the cluster", Duration::from_secs(10), || {
+                let inside = asked(glibc, "hello.default").contains(&address_of("hello"));
+                (inside && asked(glibc, "www.public.test").contains(outside)).then_some(())
+            });
+        };
+        both("203.0.113.80");
+        fs::write("/etc/resolv.conf", format!("nameserver {}\n", written.address.ip())).unwrap();
+        both("203.0.113.97");
+        lay_over_resolv_conf(mounted.address);
+        both("203.0.113.98");
+        assert!(kshuttle.said().contains("name servers changed"), "{}", kshuttle.said());
+    });
+}
+
+pub(crate) fn it_explains_what_becomes_of_a_name() {
+    with(Laptop::Plain, |_| {
+        let kshuttle = Kshuttle::start(&RANGES);
+        let dns = |arguments: &[&str]| output(Command::new(program("kshuttle")).arg("dns").args(arguments));
+        let said = dns(&["hello.default"]);
+        assert!(said.contains("the cluster's: default is a namespace"), "{said}");
+        assert!(said.contains(&address_of("hello")), "{said}");
+        let said = dns(&["www.public.test"]);
+        assert!(said.contains("not the cluster's") && said.contains("203.0.113.80"), "{said}");
+        let said: serde_json::Value = serde_json::from_str(&dns(&["hello", "-o", "json"])).unwrap();
+        assert_eq!((&said["ours"], &said["kind"]), (&true.into(), &"A".into()));
+        drop(kshuttle);
+        let failed = Command::new(program("kshuttle")).args(["dns", "hello"]).output().unwrap();
+        assert!(String::from_utf8_lossy(&failed.stderr).contains("no session"));
+    });
+}
+
+pub(crate) fn names_can_be_left_alone() {
+    with(Laptop::Plain, |server| {
+        let kshuttle = Kshuttle::start(&[&RANGES[..], &["--no-dns"]].concat());
+        assert!(!kshuttle.said().contains("  names "), "{}", kshuttle.said());
+        assert_eq!(asked(&programs(Laptop::Plain)[0], "hello.default"), "");
+        assert!(server.has_seen("hello.default"));
+    });
+}
+
+/// Why these tests cannot run here.
+pub(crate) fn missing(name: &str) -> Option<String> {
+    let needed = |variable: &str| std::env::var_os(variable).is_none();
+    let wanted =
+        ["KSHUTTLE_TEST_LOOKUP", "KSHUTTLE_TEST_RESOLVER"].into_iter().find(|variable| needed(variable));
+    wanted
+        .filter(|_| name.starts_with("names::"))
+        .map(|variable| format!("needs {variable}: scripts/test has it"))
+}
