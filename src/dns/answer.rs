@@ -92,7 +92,7 @@ impl<C: Connect, S: Sockets> Stub<C, S> {
             Err(Unreadable::Silence) => return None,
             Err(Unreadable::Form(_)) => return message::failure(query, ResponseCode::FormErr, transport),
         };
-        if self.0.relay.is_own(transport, arrival.from) {
+        if self.0.relay.is_own(transport, arrival.from, query) {
             tracing::warn!(at = %arrival.at, %transport, "a question of our own came back: something redirects it");
             self.0.looped.send_modify(|looped| *looped += 1);
             return message::failure(query, ResponseCode::Refused, transport);

@@ -46,17 +46,22 @@ pub(super) struct Relay<S> {
     own: Mutex<HashSet<Own>>,
 }
 
-/// A socket of ours in use: its address, without what only IPv6 has beside that.
-type Own = (Transport, IpAddr, u16);
+/// A socket of ours in use, and the query that went out by it. Trap: the address alone is not enough, since a client's TCP
+/// connection can have the same one; the kernel shares ports between connections to different peers.
+type Own = (Transport, Address, Bytes);
+
+/// Without what only IPv6 has beside that.
+type Address = (IpAddr, u16);
 
 impl<S: Sockets> Relay<S> {
     pub(super) fn new(sockets: S) -> Self {
         Self { sockets, own: Mutex::default() }
     }
 
-    /// Is this one of our own sockets? Then what came from there went out, was redirected and came back.
-    pub(super) fn is_own(&self, transport: Transport, from: SocketAddr) -> bool {
-        self.lock().contains(&own(transport, from))
+    /// Did this query go out by one of our own sockets? Then it was redirected and came back.
+    pub(super) fn is_own(&self, transport: Transport, from: SocketAddr, query: &[u8]) -> bool {
+        let own = (transport, address(from), Bytes::copy_from_slice(query));
+        lock(&self.own).contains(&own)
     }
 
     /// Asks `servers`, one after the other in steps that leave time for all, and takes the first answer of any: a server that
@@ -110,14 +115,14 @@ impl<S: Sockets> Relay<S> {
 
     async fn by_udp(&self, query: &[u8], head: &Head, server: SocketAddr) -> io::Result<Bytes> {
         let socket = self.sockets.udp(server).await?;
-        let _own = self.register(Transport::Udp, socket.local_addr()?);
+        let _own = self.register(Transport::Udp, socket.local_addr()?, query);
         socket.send(query).await?;
         let mut answer = Vec::with_capacity(LONGEST);
         for _ in 0..STRANGE_MAX {
             answer.clear();
             let (_, from) = socket.recv_buf_from(&mut answer).await?;
             // A lent socket may still hold what came for its last user.
-            if own(Transport::Udp, from) == own(Transport::Udp, server) && head.is_answered_by(&answer) {
+            if address(from) == address(server) && head.is_answered_by(&answer) {
                 return Ok(Bytes::copy_from_slice(&answer));
             }
         }
@@ -126,7 +131,7 @@ impl<S: Sockets> Relay<S> {
 
     async fn by_tcp(&self, query: &[u8], head: &Head, server: SocketAddr) -> io::Result<Bytes> {
         let mut stream: TcpStream = self.sockets.tcp(server).await?;
-        let _own = self.register(Transport::Tcp, stream.local_addr()?);
+        let _own = self.register(Transport::Tcp, stream.local_addr()?, query);
         framed::write(&mut stream, query).await?;
         for _ in 0..STRANGE_MAX {
             let answer = framed::read(&mut stream).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
@@ -137,14 +142,10 @@ impl<S: Sockets> Relay<S> {
         Err(io::Error::new(io::ErrorKind::InvalidData, "too many answers that are not to our question"))
     }
 
-    fn register(&self, transport: Transport, address: SocketAddr) -> Registered<'_> {
-        let own = own(transport, address);
-        self.lock().insert(own);
+    fn register(&self, transport: Transport, local: SocketAddr, query: &[u8]) -> Registered<'_> {
+        let own = (transport, address(local), Bytes::copy_from_slice(query));
+        lock(&self.own).insert(own.clone());
         Registered { all: &self.own, own }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashSet<Own>> {
-        lock(&self.own)
     }
 }
 
@@ -165,11 +166,34 @@ fn lock(all: &Mutex<HashSet<Own>>) -> MutexGuard<'_, HashSet<Own>> {
     all.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn own(transport: Transport, address: SocketAddr) -> Own {
-    (transport, address.ip(), address.port())
+fn address(full: SocketAddr) -> Address {
+    (full.ip(), full.port())
 }
 
 /// The response code stands in the lower half of the fourth byte (RFC 1035 §4.1.1).
 fn says_elsewhere(answer: &[u8]) -> bool {
     answer.get(3).is_some_and(|byte| ELSEWHERE.contains(&(byte & 0xf)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sockets::Ordinary;
+    use super::*;
+
+    #[test]
+    fn only_what_went_out_came_back() {
+        let relay = Relay::new(Ordinary);
+        let [ours, other] = ["127.0.0.1:4000", "127.0.0.1:4001"].map(|text| text.parse().unwrap());
+        let in_use = relay.register(Transport::Tcp, ours, b"query");
+        let beside = relay.register(Transport::Tcp, ours, b"to another server");
+        assert!(relay.is_own(Transport::Tcp, ours, b"query"));
+        assert!(!relay.is_own(Transport::Tcp, ours, b"of a client whose port is the same"));
+        assert!(!relay.is_own(Transport::Tcp, other, b"query"));
+        assert!(!relay.is_own(Transport::Udp, ours, b"query"));
+        drop(in_use);
+        assert!(!relay.is_own(Transport::Tcp, ours, b"query"));
+        assert!(relay.is_own(Transport::Tcp, ours, b"to another server"));
+        drop(beside);
+        assert!(lock(&relay.own).is_empty());
+    }
 }
