@@ -111,11 +111,11 @@ fn plain(server: SocketAddr) {
     lay_over_resolv_conf(server);
 }
 
+/// The file stays: nothing can be mounted over one that is deleted. The laptop's own /tmp vanishes with it.
 fn lay_over_resolv_conf(server: SocketAddr) {
-    let file = std::env::temp_dir().join(format!("resolv.conf-{}", std::process::id()));
+    let file = std::env::temp_dir().join(format!("resolv.conf-{}-{}", server.ip(), std::process::id()));
     fs::write(&file, format!("nameserver {}\n", server.ip())).unwrap();
     mount(Some(&file), "/etc/resolv.conf", None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
-    fs::remove_file(&file).unwrap();
 }
 
 /// What the program prints; empty where it does not find the name.
@@ -190,25 +190,22 @@ pub(crate) fn what_is_made_later_is_found() {
     for laptop in [Laptop::Plain, Laptop::NssResolve] {
         with(laptop, |_| {
             let _kshuttle = Kshuttle::start(&RANGES);
-            for kind in ["service/late", "namespace/late-team"] {
-                let _ = Command::new("kubectl").args(["delete", kind, "--ignore-not-found"]).output();
-            }
             let glibc = &programs(laptop)[0];
-            assert_eq!(asked(glibc, "late.default"), "");
-            kubectl(&["expose", "deployment", "hello", "--name", "late", "--port", "80"]);
-            let address = address_of("late");
-            eventually("the new Service is found", Duration::from_secs(60), || {
-                asked(glibc, "late.default").contains(&address).then_some(())
-            });
-            kubectl(&["delete", "service", "late"]);
-            kubectl(&["create", "namespace", "late-team"]);
-            kubectl(&["-n", "late-team", "create", "service", "clusterip", "web", "--tcp", "80"]);
-            let address =
-                kubectl(&["-n", "late-team", "get", "service", "web", "-o", "jsonpath={.spec.clusterIP}"]);
-            eventually("the new namespace is the cluster's", Duration::from_secs(60), || {
-                asked(glibc, "web.late-team").contains(&address).then_some(())
-            });
-            kubectl(&["delete", "namespace", "late-team", "--wait=false"]);
+            let late = format!("late-{}-{laptop:?}", std::process::id()).to_lowercase(); // no cache knows it
+            let is_found = |name: &str, address: &str| {
+                eventually("what was made is found", Duration::from_secs(60), || {
+                    asked(glibc, name).contains(address).then_some(())
+                });
+            };
+            assert_eq!(asked(glibc, &format!("{late}.default")), "");
+            kubectl(&["expose", "deployment", "hello", "--name", &late, "--port", "80"]);
+            is_found(&format!("{late}.default"), &address_of(&late));
+            kubectl(&["delete", "service", &late]);
+            kubectl(&["create", "namespace", &late]);
+            kubectl(&["-n", &late, "create", "service", "clusterip", "web", "--tcp", "80"]);
+            let web = kubectl(&["-n", &late, "get", "service", "web", "-o", "jsonpath={.spec.clusterIP}"]);
+            is_found(&format!("web.{late}"), &web);
+            kubectl(&["delete", "namespace", &late, "--wait=false"]);
         });
     }
 }
