@@ -159,7 +159,7 @@ impl Names {
             names.release().await?;
             return Ok(None);
         }
-        names.look(steps).await;
+        names.settle(steps).await?;
         steps.done("names", format_args!("{told}; {}", names.how()));
         Ok(Some(names))
     }
@@ -169,10 +169,7 @@ impl Names {
         let mut next = Instant::now() + LOOK;
         loop {
             let changed = tokio::select! {
-                _ = self.system.changed() => {
-                    steps.say("this machine's name servers changed");
-                    self.capture(steps).await
-                }
+                _ = self.system.changed() => self.servers_changed(steps).await,
                 Ok(()) = self.ranges.changed() => self.tell_zones(steps).await,
                 Ok(()) = self.namespaces.changed() => self.tell_zones(steps).await,
                 Ok(()) = self.looped.changed() => {
@@ -184,18 +181,20 @@ impl Names {
                 }
                 () = sleep_until(next) => Ok(()),
             };
-            if let Err(error) = changed {
+            let settled = match changed {
+                Ok(()) => self.settle(steps).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = settled {
                 return error;
-            }
-            if !self.look(steps).await {
-                // Somebody may have taken it out, or systemd-resolved forgot it.
-                if let Err(error) = self.capture(steps).await {
-                    return error;
-                }
-                self.look(steps).await;
             }
             next = Instant::now() + LOOK;
         }
+    }
+
+    async fn servers_changed(&mut self, steps: &mut Steps) -> Result<(), PrivilegedError> {
+        steps.say("this machine's name servers changed");
+        self.capture(steps).await
     }
 
     /// Puts up what this machine's programs use now.
@@ -243,19 +242,36 @@ impl Names {
         if self.capture.has_link() { self.link(steps).await.map(drop) } else { Ok(()) }
     }
 
-    /// True when questions come to us; tells when that is news.
-    async fn look(&mut self, steps: &mut Steps) -> bool {
-        let looked = check::all(&self.stub, &self.zones.borrow().clone(), self.system.seen()).await;
-        let well = looked.is_ok();
-        match looked {
-            Err(error) if self.well => {
-                steps.say(format_args!("warning: names of the cluster: {}", chain(&error)))
+    /// Looks whether questions come to us. If not, they are captured anew: somebody may have taken that out, or systemd-resolved
+    /// forgot it. Tells when the end is news. Name servers that change meanwhile make the look worthless.
+    async fn settle(&mut self, steps: &mut Steps) -> Result<(), PrivilegedError> {
+        let mut again = true;
+        loop {
+            let (zones, seen) = (self.zones.borrow().clone(), self.system.seen().clone());
+            let looked = tokio::select! {
+                looked = check::all(&self.stub, &zones, &seen) => Some(looked),
+                _ = self.system.changed() => None,
+            };
+            match looked {
+                None => {
+                    again = true;
+                    self.servers_changed(steps).await?;
+                }
+                Some(Err(_)) if std::mem::take(&mut again) => self.capture(steps).await?,
+                Some(Err(error)) => {
+                    if std::mem::take(&mut self.well) {
+                        steps.say(format_args!("warning: names of the cluster: {}", chain(&error)));
+                    }
+                    return Ok(());
+                }
+                Some(Ok(())) => {
+                    if !std::mem::replace(&mut self.well, true) {
+                        steps.say("names of the cluster are found again");
+                    }
+                    return Ok(());
+                }
             }
-            Ok(()) if !self.well => steps.say("names of the cluster are found again"),
-            _ => {}
         }
-        self.well = well;
-        well
     }
 
     /// For people.

@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::process::Command;
+use std::process::{Child, Command};
 use std::thread;
 use std::time::Duration;
 
 use kshuttle_test_support::dns::Server;
 use kshuttle_test_support::kshuttle::{Kshuttle, eventually, kubectl, output, program};
-use kshuttle_test_support::resolver::{Library, Resolver};
+use kshuttle_test_support::resolver::{self, Library, Resolver};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
@@ -26,6 +26,8 @@ const OUTSIDE: &[(&str, &str)] = &[("www.public.test", "203.0.113.80"), ("docs.d
 pub(crate) enum Laptop {
     /// `/etc/resolv.conf` names a server.
     Plain,
+    /// It names a forwarder on this machine (dnsmasq, as NetworkManager starts it), which asks that server.
+    Forwarder,
     /// systemd-resolved answers; the C library asks it by DNS.
     Resolved,
     /// The same; the C library asks it by nss-resolve.
@@ -75,11 +77,15 @@ fn programs(laptop: Laptop) -> Vec<Program> {
         let java = |name: &str| command(&format!("java {}", built("Lookup.java")), name);
         all.push(Program { name: "Java", command: java, completes: true });
     }
-    if laptop != Laptop::Plain {
+    if has_resolved(laptop) {
         let query = |name: &str| command("resolvectl query", name);
         all.push(Program { name: "resolvectl", command: query, completes: true });
     }
     all
+}
+
+fn has_resolved(laptop: Laptop) -> bool {
+    matches!(laptop, Laptop::Resolved | Laptop::NssResolve)
 }
 
 /// Runs it in mounts of its own, where names are resolved this way. None of that is seen elsewhere.
@@ -88,20 +94,59 @@ fn with(laptop: Laptop, test: impl FnOnce(&Server) + Send) {
         let tested = scope.spawn(|| {
             let address: SocketAddr = SERVER.parse().unwrap();
             let server = Server::with_names(address, OUTSIDE);
-            let _resolver = match laptop {
+            let running = match laptop {
                 Laptop::Plain => {
                     plain(address);
                     None
                 }
-                Laptop::Resolved => Some(Resolver::start(&[address], Library::Dns)),
-                Laptop::NssResolve => Some(Resolver::start(&[address], Library::Resolve)),
+                Laptop::Forwarder => {
+                    resolver::lay_over();
+                    lay_over_resolv_conf("127.0.0.1:53".parse().unwrap());
+                    Some(Running::Forwarder(forwarder(address)))
+                }
+                Laptop::Resolved => Some(Running::Resolved(Resolver::start(&[address], Library::Dns))),
+                Laptop::NssResolve => Some(Running::Resolved(Resolver::start(&[address], Library::Resolve))),
             };
             test(&server);
+            drop(running);
         });
         if let Err(panic) = tested.join() {
             std::panic::resume_unwind(panic);
         }
     });
+}
+
+/// What answers in front of the laptop's name server.
+enum Running {
+    Resolved(#[allow(dead_code, reason = "it is there to be dropped")] Resolver),
+    Forwarder(Child),
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Self::Forwarder(dnsmasq) = self {
+            dnsmasq.kill().unwrap();
+            dnsmasq.wait().unwrap();
+        }
+    }
+}
+
+fn forwarder(server: SocketAddr) -> Child {
+    let server = format!("--server={}", server.ip());
+    let mut dnsmasq = Command::new("dnsmasq");
+    dnsmasq.args([
+        "--keep-in-foreground",
+        "--no-resolv",
+        "--no-hosts",
+        "--cache-size=0",
+        "--user=root",
+        "--pid-file=",
+    ]);
+    let dnsmasq = dnsmasq.args(["--listen-address=127.0.0.1", "--bind-interfaces", &server]).spawn().unwrap();
+    eventually("dnsmasq answers", Duration::from_secs(10), || {
+        command("dig +short @127.0.0.1", "www.public.test").output().unwrap().status.success().then_some(())
+    });
+    dnsmasq
 }
 
 fn plain(server: SocketAddr) {
@@ -129,7 +174,7 @@ fn address_of(service: &str) -> String {
 }
 
 pub(crate) fn every_program_finds_every_name() {
-    for laptop in [Laptop::Plain, Laptop::Resolved, Laptop::NssResolve] {
+    for laptop in [Laptop::Plain, Laptop::Forwarder, Laptop::Resolved, Laptop::NssResolve] {
         with(laptop, |server| {
             let kshuttle = Kshuttle::start(&RANGES);
             let hello = address_of("hello");
@@ -147,7 +192,7 @@ pub(crate) fn every_program_finds_every_name() {
             for program in programs(laptop) {
                 for (name, address) in found {
                     // In front of dig is systemd-resolved, which gives single words to nobody.
-                    let needs_search = laptop != Laptop::Plain && name == "hello";
+                    let needs_search = has_resolved(laptop) && name == "hello";
                     if needs_search && !program.completes {
                         continue;
                     }
@@ -162,6 +207,10 @@ pub(crate) fn every_program_finds_every_name() {
                         wrong.push(format!("{}: {name} is {said:?}", program.name));
                     }
                 }
+            }
+            let name = output(Command::new("dig").args(["+short", "-x", &hello]));
+            if name != "hello.default.svc.cluster.local." {
+                wrong.push(format!("dig -x {hello} is {name:?}"));
             }
             assert!(wrong.is_empty(), "{laptop:?}: {wrong:#?}\n{}", kshuttle.said());
             let inside = ["hello", "nope.default"];

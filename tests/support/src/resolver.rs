@@ -122,7 +122,11 @@ fn send(child: &Child, signal: Signal) {
     kill(pid, signal).expect("our child, not yet waited for");
 }
 
-fn lay_over() {
+/// Moves the calling thread to where the packages lie over `/usr` and `/etc`, and starts nothing.
+///
+/// # Panics
+/// When something does not work.
+pub fn lay_over() {
     let packages = PathBuf::from(std::env::var_os(PACKAGES).expect("the caller asked what is missing"));
     unshare(CloneFlags::CLONE_NEWNS).expect("root has mount namespaces");
     let none = None::<&str>;
