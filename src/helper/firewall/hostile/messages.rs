@@ -131,7 +131,7 @@ impl Messages {
             10 => self.named("bridges", |this| this.list(2, Self::bridge)),
             // Mostly not: nearly every plan of these would be refused for it.
             _ => self.named("ipv6_routes", |this| {
-                this.leaf(|this| if this.one_in(20) { "true" } else { "false" }.to_owned())
+                this.text += if this.one_in(40) { "true" } else { "false" };
             }),
         }
     }
