@@ -53,7 +53,9 @@ const REDIRECTED: &[Test] = tests! {
     ipv6:
         from_a_global_address,
         from_a_unique_local_address,
-        with_only_a_link_local_address_it_is_told;
+        with_only_a_link_local_address_it_is_told,
+        with_only_a_link_local_address_and_routes_of_its_own,
+        without_any_address_and_routes_of_its_own;
     redirect:
         ranges_come_from_a_file,
         one_port_of_an_address_is_left_alone,
