@@ -131,7 +131,8 @@ impl Messages {
             10 => self.named("bridges", |this| this.list(2, Self::bridge)),
             // Mostly not: nearly every plan of these would be refused for it.
             _ => self.named("ipv6_routes", |this| {
-                this.text += if this.one_in(40) { "true" } else { "false" };
+                let asked_for = this.one_in(40);
+                this.text += if asked_for { "true" } else { "false" };
             }),
         }
     }
