@@ -1,5 +1,7 @@
 //! The main job: ranges, listeners and rules, and what changes in them while they stand.
 
+mod warnings;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -191,7 +193,9 @@ impl Parts {
         // Our own way to the cluster must not lead through itself.
         let guarded = cluster.guarded_addresses().await.into_iter().map(IpNet::from);
         ranges.exclude = nets.into_iter().chain(guarded).collect();
-        warn_of_surroundings(&include, &ranges.exclude, args, steps);
+        let (later, now) = include.iter().partition(|net| args.makes_ipv6_routes() && net.addr().is_ipv6());
+        warnings::of_missing_routes(now, args, steps);
+        warnings::of_surroundings(&include, &ranges.exclude, args, steps);
 
         let mut plan = Plan {
             session: super::session_name(),
@@ -200,6 +204,7 @@ impl Parts {
             exclude: ranges.exclude.clone(),
             exclude_ports,
             who: who(args)?,
+            ipv6_routes: args.makes_ipv6_routes(),
             ..Plan::default()
         };
         let mut sockets = Vec::new();
@@ -222,7 +227,7 @@ impl Parts {
         if let Some(session) = &self.session {
             session.redirects(include.clone());
         }
-        ranges.now.send_replace(include);
+        ranges.now.send_replace(include.clone());
         let remembered = match args.redirect {
             RedirectMethod::None => {
                 let ports = [plan.listener_v4, plan.listener_v6]
@@ -238,6 +243,7 @@ impl Parts {
             }
             _ => self.put_rules_in(plan, &mut ranges, steps).await?,
         };
+        warnings::of_missing_routes(later, args, steps); // unless they stand now
         for (socket, only) in sockets {
             let Some(questions) = ranges.questions.clone() else { break };
             let tunnel = self.tunnel()?;
@@ -314,28 +320,6 @@ fn excluded(args: &RedirectArgs, include: &[IpNet], steps: &mut Steps) -> (Vec<I
         ports.insert(server);
     }
     (nets, ports.into_iter().collect())
-}
-
-fn warn_of_surroundings(include: &[IpNet], exclude: &[IpNet], args: &RedirectArgs, steps: &mut Steps) {
-    for net in include.iter().filter(|net| !redirect::has_route(net)).take(TOLD_MAX) {
-        steps.say(format_args!(
-            "warning: this machine has no route towards {net}; connections there fail until it has one"
-        ));
-    }
-    if args.narrow {
-        return; // single addresses of the cluster: whoever asked for that knows
-    }
-    let met = surroundings::overlapping(&surroundings::networks(), include, exclude);
-    for network in met.iter().take(TOLD_MAX) {
-        steps.say(format_args!(
-            "warning: this machine's own network {network} meets the redirected ranges and is redirected, too; -x {} leaves it \
-             alone, --narrow redirects only addresses that the cluster has",
-            network.net
-        ));
-    }
-    if met.len() > TOLD_MAX {
-        steps.say(format_args!("warning: and {} more such networks", met.len() - TOLD_MAX));
-    }
 }
 
 fn who(args: &RedirectArgs) -> anyhow::Result<Who> {

@@ -58,6 +58,11 @@ pub struct RedirectArgs {
     #[arg(long, value_name = "INTERFACE,...", value_delimiter = ',')]
     pub listen_bridge: Vec<String>,
 
+    /// Make routes to the ranges of IPv6, for as long as kshuttle runs: for a machine without IPv6, or with link-local addresses only.
+    /// What goes there and is neither TCP nor UDP is lost
+    #[arg(long, conflicts_with_all = ["no_udp", "user", "group", "cgroup", "listen_bridge"])]
+    pub ipv6_routes: bool,
+
     /// Names.
     #[command(flatten)]
     pub names: NamesArgs,
@@ -88,6 +93,11 @@ impl RedirectArgs {
             })?);
         }
         Ok(ranges)
+    }
+
+    /// Whether the helper makes routes of IPv6; without rules there is none.
+    pub fn makes_ipv6_routes(&self) -> bool {
+        self.ipv6_routes && self.redirect != RedirectMethod::None
     }
 }
 

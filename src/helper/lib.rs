@@ -29,6 +29,8 @@
 
 mod conversation;
 mod firewall;
+#[cfg(target_os = "linux")]
+mod holder;
 pub mod link;
 pub mod macos;
 pub mod plan;

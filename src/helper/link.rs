@@ -5,8 +5,6 @@
 //! through us, and whatever ends the helper ends the link.
 
 #[cfg(target_os = "linux")]
-mod holder;
-#[cfg(target_os = "linux")]
 mod linux;
 #[cfg(target_os = "macos")]
 mod macos;
@@ -41,15 +39,26 @@ const PREFIX: &str = "kdns";
 
 /// The link's name for the session with this table: the session's own if that is short enough, else a number made of it.
 pub fn name(table: &str) -> String {
+    named(PREFIX, table)
+}
+
+/// The name with this prefix, of four bytes at most, of the link of the session with this table.
+pub(crate) fn named(prefix: &str, table: &str) -> String {
     let session = table.strip_prefix("kshuttle_").unwrap_or(table);
-    if PREFIX.len() + session.len() <= MAX_INTERFACE {
-        return format!("{PREFIX}{session}");
+    if prefix.len() + session.len() <= MAX_INTERFACE {
+        return format!("{prefix}{session}");
     }
-    // FNV-1a, of which 40 bits are used: two sessions of one machine differ.
+    format!("{prefix}-{:010x}", number(table))
+}
+
+/// A number of 40 bits made of the name of the session's table: two sessions of one machine differ.
+pub(crate) fn number(table: &str) -> u64 {
+    let session = table.strip_prefix("kshuttle_").unwrap_or(table);
+    // FNV-1a, its upper bits.
     let hash = session.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    format!("{PREFIX}-{:010x}", hash >> 24)
+    hash >> 24
 }
 
 /// A link that stands.

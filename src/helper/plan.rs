@@ -5,6 +5,7 @@
 //! equal plans give equal rule texts.
 
 mod names;
+mod routes;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -115,6 +116,9 @@ pub enum Error {
         /// What is wrong.
         wrong: &'static str,
     },
+    /// Something would be cut off by routes of ours.
+    #[error("ipv6_routes: no way would be left to {0}")]
+    Routes(String),
     /// A family is included, but nobody listens for it.
     #[error("{field}: needed, because {subnet} is included")]
     NoListener {
@@ -308,7 +312,9 @@ fn ranges(said: &protocol::Plan, include: &[IpNet], exclude: &[IpNet]) -> Result
     let include = Ranges::merged(include);
     listener("listener_v4", said.listener_v4, include.v4.first().map(|net| IpNet::V4(*net)))?;
     listener("listener_v6", said.listener_v6, include.v6.first().map(|net| IpNet::V6(*net)))?;
-    Ok((include, Ranges::merged(exclude)))
+    let exclude = Ranges::merged(exclude);
+    routes::check(said, &include.v6, &exclude.v6)?;
+    Ok((include, exclude))
 }
 
 fn count(field: &'static str, count: usize, most: usize) -> Result<(), Error> {

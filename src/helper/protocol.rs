@@ -168,6 +168,16 @@ pub struct Plan {
     /// Bridges whose containers and virtual machines are redirected, too; at most [`crate::plan::MAX_BRIDGES`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub bridges: Vec<Bridge>,
+    /// Routes of our own to what is included of IPv6, where the machine has none or none with an address of its own. Then all
+    /// of it is redirected: nothing excluded inside it, everybody's, datagrams, too, and no bridges. Where they cannot be
+    /// made, a note says so.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub ipv6_routes: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// One of the system's ways to redirect.
@@ -271,7 +281,7 @@ pub struct UndoReport {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StepFailure {
-    /// `link`, `holder`, `flush`, `wait`, `entries`, `counter`, `table`, `nft` or `watchdog`.
+    /// `link`, `holder`, `flush`, `wait`, `entries`, `counter`, `routes`, `table`, `nft` or `watchdog`.
     pub step: String,
     /// The chain of causes in one line.
     pub message: String,

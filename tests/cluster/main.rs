@@ -54,7 +54,9 @@ const REDIRECTED: &[Test] = tests! {
     ipv6:
         from_a_global_address,
         from_a_unique_local_address,
-        with_only_a_link_local_address_it_is_told;
+        with_only_a_link_local_address_it_is_told,
+        with_only_a_link_local_address_and_routes_of_its_own,
+        without_any_address_and_routes_of_its_own;
     names:
         every_program_finds_every_name,
         a_program_that_uses_http_reaches_them,

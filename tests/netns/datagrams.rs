@@ -11,7 +11,7 @@ use super::scene::{self, PATIENCE, eventually, leaked};
 const INCLUDE: [&str; 2] = ["10.0.0.0/8", "fd00::/8"];
 
 /// A socket that gives up after a while.
-fn bind(address: &str) -> UdpSocket {
+pub(crate) fn bind(address: &str) -> UdpSocket {
     let socket = UdpSocket::bind(address).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket
@@ -22,7 +22,7 @@ fn with_datagrams(listener: &Listener, v4: &UdpSocket, v6: &UdpSocket) -> Plan {
     Plan { datagrams_v4: port(v4), datagrams_v6: port(v6), ..plan("a", listener, &INCLUDE, &[]) }
 }
 
-fn origin(helper: &mut Helper, from: SocketAddr, at: &UdpSocket) -> Option<SocketAddr> {
+pub(crate) fn origin(helper: &mut Helper, from: SocketAddr, at: &UdpSocket) -> Option<SocketAddr> {
     helper.say(&Request::Origin { from, at: at.local_addr().unwrap() });
     match helper.hear() {
         Some(Reply::Origin { from: about, to }) => {

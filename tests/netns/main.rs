@@ -21,6 +21,7 @@ mod programs;
 mod ranges;
 mod redirect;
 mod refuse;
+mod routes;
 mod scene;
 mod standing;
 mod undo;
@@ -98,6 +99,21 @@ const TESTS: &[Test] = tests! {
         sigkill_of_both_is_undone_by_the_kernel,
         signals_of_the_terminal_are_not_heard,
         lost_rules_are_told;
+    routes:
+        connections_and_datagrams_arrive,
+        by_iptables_they_arrive_as_well,
+        without_being_asked_for_there_are_none,
+        our_address_is_for_what_is_included,
+        two_sessions_have_a_link_each,
+        other_ranges_have_other_routes,
+        a_link_that_is_gone_is_told_with_the_next_range,
+        where_they_cannot_be_made_the_rules_stand,
+        end_of_input_leaves_nothing,
+        sigterm_leaves_nothing,
+        sigkill_is_undone_by_the_watchdog,
+        sigkill_of_all_is_undone_by_the_kernel,
+        sigkill_of_both_is_undone_by_the_kernel,
+        nothing_leaks_while_the_undo_waits;
     refuse:
         a_bad_plan_is_refused_by_its_field,
         a_second_plan_ends_it,
@@ -138,7 +154,8 @@ const TESTS: &[Test] = tests! {
     programs:
         by_nft_only_listed_programs_run,
         by_iptables_only_listed_programs_run,
-        with_a_link_only_listed_programs_run;
+        with_a_link_only_listed_programs_run,
+        with_routes_only_listed_programs_run;
     elevation:
         sudo_runs_only_the_helper,
         doas_runs_only_the_helper;

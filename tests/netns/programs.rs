@@ -15,9 +15,11 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
+use super::datagrams::bind;
 use super::helper::{Helper, plan};
 use super::link_scene;
 use super::listener::Listener;
+use super::ranges::update;
 use super::scene;
 
 /// Follows a process and all it makes, until none of them is left; the programs that were executed.
@@ -106,6 +108,22 @@ fn session_with_link(end: impl FnOnce(Helper)) -> BTreeSet<PathBuf> {
     follower.join().unwrap()
 }
 
+/// One with routes, of which one is exchanged.
+fn session_with_routes(end: impl FnOnce(Helper)) -> BTreeSet<PathBuf> {
+    let (listener, datagrams) = (Listener::start(), bind("[::1]:0"));
+    let mut helper = Helper::start();
+    let follower = follow(helper.pid());
+    let datagrams_v6 = Some(datagrams.local_addr().unwrap().port());
+    let plan = plan("a", &listener, &["fd00:10:96::/112"], &[]);
+    helper.make_ready(&Plan { datagrams_v6, ipv6_routes: true, ..plan });
+    assert_eq!(update(&mut helper, &["fd00:10:97::/112"], &[]), Some(Reply::Updated {}));
+    let copies = helper.children("kshuttle-helper");
+    assert_eq!(copies.len(), 2, "the watchdog and the link's holder");
+    copies.into_iter().for_each(|copy| only_local_sockets(&helper, copy));
+    end(helper);
+    follower.join().unwrap()
+}
+
 /// Every socket of this process of the helper's is one of netlink or of Unix, and of the helper's network namespace.
 fn only_local_sockets(helper: &Helper, pid: Pid) {
     let mut local = BTreeSet::new();
@@ -165,6 +183,17 @@ pub(crate) fn with_a_link_only_listed_programs_run() {
         scene::run(|| {
             let executed = session_with_link(end);
             assert_only(&executed, &[&["resolvectl", "ip", "nft"], OF_IPTABLES].concat());
+        });
+    }
+}
+
+pub(crate) fn with_routes_only_listed_programs_run() {
+    for end in [stop, kill] {
+        scene::run(|| {
+            let before = scene::state();
+            let executed = session_with_routes(end);
+            assert_only(&executed, &[&["ip", "nft"], OF_IPTABLES].concat());
+            scene::eventually("it is as before", || scene::state() == before);
         });
     }
 }

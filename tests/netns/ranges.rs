@@ -11,7 +11,7 @@ use super::listener::Listener;
 use super::neighbour::{ADDRESS4, Container, Neighbour};
 use super::scene::{self, accept, begin_connect, connect_to, eventually, leaked, says};
 
-fn update(helper: &mut Helper, include: &[&str], exclude: &[&str]) -> Option<Reply> {
+pub(crate) fn update(helper: &mut Helper, include: &[&str], exclude: &[&str]) -> Option<Reply> {
     let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
     helper.say(&Request::Update { include: nets(include), exclude: nets(exclude) });
     helper.hear()

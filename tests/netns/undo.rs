@@ -16,13 +16,13 @@ fn open(listener: &Listener) -> (TcpStream, TcpStream) {
     (application, listener.next().1)
 }
 
-fn assert_was_reset(mut application: TcpStream) {
+pub(crate) fn assert_was_reset(mut application: TcpStream) {
     let end = read_end(&mut application);
     assert_eq!(end.map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
 }
 
 /// The undo has begun; it stays there as long as a connection is open, up to its limit of two seconds.
-fn wait_for_the_flush() {
+pub(crate) fn wait_for_the_flush() {
     eventually("the redirect is flushed", || !scene::nft("list table inet kshuttle_a").contains("redirect"));
 }
 

@@ -1,18 +1,21 @@
 //! Linux: rules of nft or iptables, conntrack entries, and the order in which both come and go.
 //!
-//! Apply: what dead helpers left is taken out → the backend gets ready → the watchdog → list the connections that stand →
-//! the rules in one transaction, which leave those alone → read them back → delete conntrack entries that were there
-//! before (a re-used source port would follow the old entry, past the rules), except those of standing connections.
+//! Apply: what dead helpers left is taken out → the backend gets ready, and the link for [`routes`] → the watchdog → list the
+//! connections that stand → the rules in one transaction, which leave those alone → read them back → delete conntrack
+//! entries that were there before (a re-used source port would follow the old entry, past the rules), except those of standing
+//! connections → the routes.
 //!
 //! Update: the same from the listing on, with what is new.
 //!
 //! Other name servers: [`names`].
 //!
 //! Undo, after the user side has reset the redirected connections: nothing new is redirected → wait until the resets are
-//! through → delete our entries → the rules → the backend's own. Why in this order: see [`nft::text`](super::nft). Every
-//! step is run, whatever became of the ones before. It is in [`undo`].
+//! through → delete our entries → the routes → the rules → the backend's own. Why in this order: see
+//! [`nft::text`](super::nft). Every step is run, whatever became of the ones before. It is in [`undo`].
 
 mod names;
+mod permission;
+mod routes;
 mod undo;
 
 use std::collections::HashSet;
@@ -23,7 +26,6 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use nix::ifaddrs::getifaddrs;
-use nix::unistd::geteuid;
 
 use super::UpdateError;
 use super::conntrack::{self, Conntrack, Entry, Tuple};
@@ -34,10 +36,10 @@ use super::watchdog::Watchdog;
 use crate::error_chain;
 use crate::plan::Plan;
 use crate::protocol::{Method, StepFailure, UndoReport};
+use routes::Routes;
 use undo::note;
 
-/// `CAP_NET_ADMIN` in the kernel's `uapi/linux/capability.h`.
-const CAP_NET_ADMIN: u32 = 12;
+pub(super) use permission::permitted;
 
 /// Why nothing is redirected.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +73,9 @@ pub(crate) enum Error {
     /// The addresses of this machine.
     #[error("listing this machine's addresses failed")]
     Addresses(#[source] io::Error),
+    /// Routes of our own to other ranges.
+    #[error(transparent)]
+    Routes(#[from] routes::Error),
 }
 
 impl Error {
@@ -84,6 +89,7 @@ impl Error {
             Self::Watchdog(_) => "watchdog",
             Self::Standing(_) | Self::Addresses(_) => "standing",
             Self::Conntrack(_) => "conntrack",
+            Self::Routes(_) => "routes",
         }
     }
 }
@@ -123,6 +129,7 @@ pub(super) trait Backend: std::fmt::Debug {
 pub(crate) struct Rules {
     plan: Plan,
     backend: Box<dyn Backend>,
+    routes: Option<Routes>,
     watchdog: Watchdog,
     notes: Vec<String>,
     conntrack: Conntrack,
@@ -134,12 +141,6 @@ pub(super) struct Before {
     local: HashSet<IpAddr>,
     /// Its connections with what is included.
     standing: HashSet<Tuple>,
-}
-
-/// May this process change the firewall?
-pub(super) fn permitted() -> Result<(), Error> {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    if geteuid().is_root() && has_net_admin(&status) { Ok(()) } else { Err(Error::Privilege) }
 }
 
 /// Puts the rules in; all or nothing.
@@ -173,18 +174,21 @@ fn boxed(backend: impl Backend + 'static) -> Box<dyn Backend> {
 fn apply_by<E: Into<Error>>(
     plan: Plan,
     start: impl FnOnce(&Plan) -> Result<Box<dyn Backend>, E>,
-    notes: Vec<String>,
+    mut notes: Vec<String>,
 ) -> Result<Rules, Error> {
     let conntrack = Conntrack::open().map_err(Error::Conntrack)?;
     let mut backend = start(&plan).map_err(Into::into)?;
-    let watchdog = match Watchdog::start(|| undo::as_watchdog(&mut *backend, &plan)) {
+    let routes = routes::noted(plan.routed().map(|_| Routes::start(plan.table())), &mut notes);
+    let watchdog = match Watchdog::start(|| undo::as_watchdog(&mut *backend, &plan, routes.as_ref())) {
         Ok(watchdog) => watchdog,
         Err(error) => {
-            let _ = backend.end(); // it made nothing yet
+            // Neither made anything yet that others could see.
+            let _ = routes.map(Routes::end);
+            let _ = backend.end();
             return Err(Error::Watchdog(error));
         }
     };
-    let mut rules = Rules { plan, backend, watchdog, notes, conntrack };
+    let mut rules = Rules { plan, backend, routes, watchdog, notes, conntrack };
     let before = match rules.put_in() {
         Ok(before) => before,
         Err(error) => {
@@ -194,7 +198,11 @@ fn apply_by<E: Into<Error>>(
         }
     };
     match rules.settle(&before) {
-        Ok(()) => Ok(rules),
+        Ok(()) => {
+            let made = rules.routes.take().map(|routes| routes.make(&rules.plan.include().v6));
+            rules.routes = routes::noted(made, &mut rules.notes);
+            Ok(rules)
+        }
         Err(error) => {
             let _ = rules.undo(); // the first failure is the one to report
             Err(error)
@@ -253,7 +261,11 @@ impl Rules {
     /// The second: the transaction. On an error the old ranges stand.
     pub(super) fn exchange(&mut self, plan: Plan, before: &Before) -> Result<(), Error> {
         let standing: Vec<Tuple> = before.standing.iter().copied().collect();
-        self.backend.update(&plan, &standing)?;
+        let mut update = || self.backend.update(&plan, &standing);
+        match &self.routes {
+            Some(routes) => routes.follow(&self.plan.include().v6, &plan.include().v6, update)?,
+            None => update()?,
+        }
         self.plan = plan;
         Ok(())
     }
@@ -272,9 +284,9 @@ impl Rules {
 
     /// Other name servers: the transaction, proof that they stand, and then everybody's queries follow at once.
     pub(super) fn names(&mut self, plan: Plan) -> Result<(), UpdateError> {
-        let backend = &mut *self.backend;
+        let (backend, routes) = (&mut *self.backend, self.routes.as_ref());
         // A watchdog knows what was there when it began, so there is a new one, before what only it knows of.
-        let watchdog = Watchdog::start(|| undo::as_watchdog(backend, &plan));
+        let watchdog = Watchdog::start(|| undo::as_watchdog(backend, &plan, routes));
         let watchdog = watchdog.map_err(Error::Watchdog).map_err(UpdateError::Kept)?;
         let before = std::mem::replace(&mut self.watchdog, watchdog);
         before.dismiss().map_err(Error::Watchdog).map_err(UpdateError::Broken)?;
@@ -302,7 +314,7 @@ impl Rules {
     }
 
     pub(super) fn undo(mut self) -> UndoReport {
-        let mut report = undo::undo(&mut *self.backend, &self.plan);
+        let mut report = undo::undo(&mut *self.backend, &self.plan, self.routes.as_ref());
         report.failures.extend(self.leave());
         report
     }
@@ -315,11 +327,14 @@ impl Rules {
         Ok(before)
     }
 
-    /// The two children: first the watchdog, which shares what the rules live by.
+    /// The children: first the watchdog, which shares what the rules and the routes live by.
     fn leave(self) -> Vec<StepFailure> {
         let mut failures = Vec::new();
         let method = self.backend.method();
         note(&mut failures, "watchdog", self.watchdog.dismiss());
+        if let Some(routes) = self.routes {
+            note(&mut failures, "holder", routes.end());
+        }
         note(&mut failures, method, self.backend.end());
         failures
     }
@@ -369,22 +384,4 @@ fn system_datagram_seconds() -> [u32; 2] {
         text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(default)
     };
     [read("udp_timeout", 30), read("udp_timeout_stream", 120)]
-}
-
-fn has_net_admin(status: &str) -> bool {
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .is_some_and(|bits| bits >> CAP_NET_ADMIN & 1 == 1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_capability_is_one_bit() {
-        assert!(has_net_admin("Name:\tx\nCapEff:\t0000000000001000\n"));
-        assert!(!has_net_admin("CapEff:\t000001ffffffefff\n"));
-        assert!(!has_net_admin(""));
-    }
 }

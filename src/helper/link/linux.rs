@@ -1,6 +1,6 @@
 //! Linux: the link is one end of a veth pair, and resolved is told by its own program.
 //!
-//! Make: is resolved there? → the pair ([`holder`]) → an address, up → resolved has seen it → settings →
+//! Make: is resolved there? → the pair ([`holder`](crate::holder)) → an address, up → resolved has seen it → settings →
 //! resolved uses it. Change: all settings, whatever somebody else has made of them. End: the link, and resolved forgets what it was told; resolved is not
 //! asked for that, because it may have been stopped meanwhile, and asking could start it.
 
@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use nix::net::if_::if_nametoindex;
 
-use super::holder::{self, Holder};
 use super::settings::{self, Settings};
 use crate::firewall::program::{self, IP, RESOLVECTL};
+use crate::holder::{self, Holder, Life};
 use crate::protocol;
 
 /// The link's address: resolved uses no link without one. This is IPv4's dummy address (RFC 7600 §6), nobody's and the same on
@@ -72,7 +72,7 @@ impl Link {
     pub(super) fn make(name: String, said: &protocol::Link) -> Result<Self, Error> {
         let settings = Settings::check(said)?;
         RESOLVECTL.run(&["dns"], "").map_err(Error::NoResolved)?;
-        let holder = Holder::start(&name)?;
+        let holder = Holder::start(&name, Life::OfHelper)?;
         let link = Self { name, settings, holder };
         match link.put_in_use() {
             Ok(()) => Ok(link),

@@ -73,6 +73,7 @@ impl Rules {
             (!plan.who().is_anybody(), "what only some users send"),
             (!plan.bridges().is_empty(), "what comes in through bridges"),
             (!plan.exclude_ports().is_empty(), "all but single ports"),
+            (plan.routed().is_some(), "routes"),
         ] {
             if asked {
                 return Err(Refused::NotYet(what));

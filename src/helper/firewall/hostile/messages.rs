@@ -94,7 +94,7 @@ impl Messages {
     fn plan(&mut self) {
         let kind = if self.one_in(SPOILED) { self.pick(HOSTILE) } else { r#""plan""# };
         self.text += &format!(r#"{{"type":{kind}"#);
-        let mut fields: Vec<u64> = (0..11).filter(|field| *field < 4 || self.one_in(2)).collect();
+        let mut fields: Vec<u64> = (0..12).filter(|field| *field < 4 || self.one_in(2)).collect();
         for _ in 0..self.below(12).saturating_sub(9) {
             let at = self.below(fields.len() as u64) as usize;
             if self.one_in(2) {
@@ -128,7 +128,12 @@ impl Messages {
                 this.leaf(|this| this.pick(&[r#""auto""#, r#""nft""#, r#""iptables""#]).to_owned())
             }),
             9 => self.named("who", Self::who),
-            _ => self.named("bridges", |this| this.list(2, Self::bridge)),
+            10 => self.named("bridges", |this| this.list(2, Self::bridge)),
+            // Mostly not: nearly every plan of these would be refused for it.
+            _ => self.named("ipv6_routes", |this| {
+                let asked_for = this.one_in(40);
+                this.text += if asked_for { "true" } else { "false" };
+            }),
         }
     }
 

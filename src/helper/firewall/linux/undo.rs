@@ -4,6 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::super::conntrack::{self, Conntrack, Entry};
+use super::routes::Routes;
 use super::{Backend, is_ours, names};
 use crate::error_chain;
 use crate::plan::Plan;
@@ -17,12 +18,12 @@ const QUIET_PATIENCE: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// The helper was killed. Its connection to the user side is closed, so the resets are on their way.
-pub(super) fn as_watchdog(backend: &mut dyn Backend, plan: &Plan) -> bool {
-    // What the rules live by ends with this process, which holds the last end of it.
-    undo(backend, plan).failures.is_empty()
+pub(super) fn as_watchdog(backend: &mut dyn Backend, plan: &Plan, routes: Option<&Routes>) -> bool {
+    // What the rules and the routes live by ends with this process, which holds the last end of it.
+    undo(backend, plan, routes).failures.is_empty()
 }
 
-pub(super) fn undo(backend: &mut dyn Backend, plan: &Plan) -> UndoReport {
+pub(super) fn undo(backend: &mut dyn Backend, plan: &Plan, routes: Option<&Routes>) -> UndoReport {
     let mut report = UndoReport::default();
     let mut failures = Vec::new();
     note(&mut failures, "flush", backend.release(plan));
@@ -38,6 +39,11 @@ pub(super) fn undo(backend: &mut dyn Backend, plan: &Plan) -> UndoReport {
         Err(error) => note(&mut failures, "wait", Err::<(), _>(error)).unwrap_or(()),
     }
     report.guard_dropped = note(&mut failures, "counter", backend.dropped(plan)).unwrap_or(0);
+    // Behind the resets, which go to the address that the routes give; before the table, whose guard drops what then has
+    // another way again.
+    if let Some(routes) = routes {
+        note(&mut failures, "routes", routes.take_out());
+    }
     note(&mut failures, "table", backend.take_out(plan));
     report.failures = failures;
     report

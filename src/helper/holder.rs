@@ -1,6 +1,6 @@
-//! The copy of the helper that holds the link's far end in a network namespace with nothing else in it.
+//! The copy of the helper that holds the far end of a link of ours in a network namespace with nothing else in it.
 //!
-//! States: *making* (a namespace, the pair of links) → *holding*, until the line to the helper or the helper itself ends.
+//! States: *making* (a namespace, the pair of links) → *holding*, until the line to the helper ends, or what else [`Life`] says.
 //! With it ends the namespace, with that the far end, with that the link: the kernel leaves nothing, whoever is killed.
 
 use std::io::{self, Read, Write};
@@ -19,7 +19,7 @@ use crate::firewall::program::IP;
 use crate::process;
 
 /// The far end's name, in a namespace where no other is.
-const FAR_END: &str = "kdns";
+const FAR_END: &str = "far";
 
 /// What the copy says when the link is made; anything else is why it is not.
 const MADE: &str = "made";
@@ -43,9 +43,18 @@ pub(crate) enum Error {
     },
 }
 
+/// Who has to live for the link to stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// The helper: the link ends in the moment in which it does.
+    OfHelper,
+    /// The helper, or a watchdog that was started after this, which then has what it needs for the undo.
+    OfWatchdog,
+}
+
 /// Our end of the line, and who is at the other.
 #[derive(Debug)]
-pub(super) struct Holder {
+pub(crate) struct Holder {
     /// Never written to; its end ends the copy.
     _line: UnixStream,
     pid: Pid,
@@ -53,10 +62,10 @@ pub(super) struct Holder {
 
 impl Holder {
     /// Starts the copy, which makes the link of this name in our namespace; it is down and has no address.
-    pub(super) fn start(link: &str) -> Result<Self, Error> {
+    pub(crate) fn start(link: &str, life: Life) -> Result<Self, Error> {
         let (mut line, far_line) = UnixStream::pair().map_err(Error::Start)?;
         let helper = getpid();
-        let pid = process::split(move || hold(far_line, link, helper)).map_err(Error::Start)?;
+        let pid = process::split(move || hold(far_line, link, helper, life)).map_err(Error::Start)?;
         let mut said = String::new();
         let heard = (&mut line).take(MOST_SAID).read_to_string(&mut said);
         let holder = Self { _line: line, pid };
@@ -71,7 +80,7 @@ impl Holder {
     }
 
     /// Ends the copy, which has nothing to clear up.
-    pub(super) fn end(self) -> io::Result<()> {
+    pub(crate) fn end(self) -> io::Result<()> {
         kill(self.pid, Signal::SIGKILL)?; // our child, not yet waited for: the number is still its own
         waitpid(self.pid, None)?;
         Ok(())
@@ -79,8 +88,8 @@ impl Holder {
 }
 
 /// The copy's life.
-fn hold(line: UnixStream, link: &str, helper: Pid) -> i32 {
-    let Ok(mut line) = settle(line) else { return 1 }; // the helper hears that the line ended
+fn hold(line: UnixStream, link: &str, helper: Pid, life: Life) -> i32 {
+    let Ok(mut line) = settle(line, life) else { return 1 }; // the helper hears that the line ended
     let said = make(link, helper).err().unwrap_or_else(|| MADE.into());
     if line.write_all(said.as_bytes()).is_err() || line.shutdown(std::net::Shutdown::Write).is_err() {
         return 1;
@@ -91,8 +100,10 @@ fn hold(line: UnixStream, link: &str, helper: Pid) -> i32 {
 
 /// Nothing of the helper's stays open in the copy: what ends when the helper does must not live on in here. The line takes the
 /// place of standard input, which is spared.
-fn settle(line: UnixStream) -> io::Result<UnixStream> {
-    set_pdeathsig(Signal::SIGKILL)?;
+fn settle(line: UnixStream, life: Life) -> io::Result<UnixStream> {
+    if life == Life::OfHelper {
+        set_pdeathsig(Signal::SIGKILL)?; // a watchdog may have a copy of the line
+    }
     dup2_stdin(line.as_fd())?;
     let _ = line.into_raw_fd(); // closed with the rest
     process::close_inherited()?;
