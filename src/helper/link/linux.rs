@@ -1,6 +1,6 @@
 //! Linux: the link is one end of a veth pair, and resolved is told by its own program.
 //!
-//! Make: is resolved there? → the pair ([`holder`](crate::holder)) → an address, up → resolved has seen it → settings →
+//! Make: is resolved there? → the pair ([`holder`]) → an address, up → resolved has seen it → settings →
 //! resolved uses it. Change: all settings, whatever somebody else has made of them. End: the link, and resolved forgets what it was told; resolved is not
 //! asked for that, because it may have been stopped meanwhile, and asking could start it.
 

@@ -3,7 +3,7 @@
 //! address to ::1.
 //!
 //! They lead to a link of ours, which nothing ever arrives through: what goes there is redirected before. The link's far end is
-//! held by a copy of the helper ([`holder`](crate::holder)), so link, address and routes end together, whoever is killed,
+//! held by a copy of the helper ([`holder`]), so link, address and routes end together, whoever is killed,
 //! but not before the watchdog: connections that are being reset need the address.
 
 use std::io;
