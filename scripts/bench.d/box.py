@@ -114,6 +114,10 @@ class Box:
         """What the command printed."""
         return self.outside(self.command(place, *argv), limit, may_fail)
 
+    def order(self, verb: str, component: str) -> None:
+        """`kill` or `start` a component of the cluster."""
+        self.outside([*self._cluster, verb, component], COMMAND_LIMIT)
+
     def import_image(self, archive: Path) -> None:
         self.outside([*self._cluster, "import", str(archive)], COMMAND_LIMIT)
 

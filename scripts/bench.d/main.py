@@ -10,10 +10,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+import names
 import table
 from box import CACHE, REPOSITORY, BenchError, Box
 from measure import Bench, Sample, Sizes
@@ -33,7 +35,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     try:
-        return _run(options)
+        return _names(options) if options.names else _run(options)
     except BenchError as error:
         print(f"scripts/bench: {error}", file=sys.stderr)
         return 1
@@ -53,11 +55,15 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--only", metavar="PATH,…", help="these paths only; --only help lists them")
     parser.add_argument("--line", action="store_true",
                         help="instead: pings, new connections and transfers over simulated lines, without Kubernetes; --line --help says more")
+    parser.add_argument("--names", action="store_true",
+                        help="instead: questions about names, beside dnsmasq and the cluster's own DNS; about 3 minutes")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all samples there, after each round")
     options = parser.parse_args()
     options.rounds = options.rounds or (ROUNDS_QUICK if options.quick else ROUNDS)
     if options.rounds < 1:
         parser.error("--rounds needs a positive number")
+    if options.names and options.only:
+        parser.error("--only is about paths, of which --names has none")
     return options
 
 
@@ -69,6 +75,35 @@ def _line(arguments: list[str]) -> int:
         environment["KSHUTTLE_BENCH_SSHUTTLE"] = sshuttle()
     command = ["bash", "-c", build_and_run, "scripts/bench", *arguments]
     return subprocess.run(command, cwd=REPOSITORY, env=environment, check=False).returncode
+
+
+def _names(options: argparse.Namespace) -> int:
+    if os.geteuid() != 0:
+        raise BenchError("the box needs root")
+    names.build()
+    CACHE.mkdir(parents=True, exist_ok=True)
+    samples: list[Sample] = []
+    with tempfile.TemporaryDirectory(prefix="bench-logs-", dir=CACHE) as logs:
+        _say("bringing up a Kubernetes (the first time builds it, which takes minutes)")
+        with Box(f"bench-{os.getpid()}") as box, ExitStack() as stack:
+            bench = names.Names(box, (QUICK if options.quick else Sizes()).seconds, Path(logs))
+            bench.serve(stack)
+            for number in range(1, options.rounds + 1):
+                samples += bench.round(number, lambda sample: _say(f"round {sample.round}  {sample.path:<9} {names.summary(sample)}"))
+                _write(options, "", samples)
+    print(names.markdown(samples))
+    print(f"* {_machine()}")
+    return 1 if any(sample.errors for sample in samples) else 0
+
+
+def _machine() -> str:
+    return f"{os.cpu_count()} cores, {platform.system()} {platform.release()}, everything on them."
+
+
+def _write(options: argparse.Namespace, about: str, samples: list[Sample]) -> None:
+    if options.json:
+        whole = {"about": about, "samples": [sample.as_json() for sample in samples]}
+        options.json.write_text(json.dumps(whole, indent=1) + "\n")
 
 
 def _end(number: int, _: FrameType | None) -> NoReturn:
@@ -100,7 +135,7 @@ def _run(options: argparse.Namespace) -> int:
             bench = Bench(box, rivals, QUICK if options.quick else Sizes(), Path(logs))
             samples = _rounds(bench, paths, options, about)
     print(table.markdown(paths, samples))
-    print(f"* {about}; {os.cpu_count()} cores, {platform.system()} {platform.release()}, everything on them.")
+    print(f"* {about}; {_machine()}")
     return 1 if any(sample.errors or sample.left for sample in samples) else 0
 
 
@@ -112,9 +147,7 @@ def _rounds(bench: Bench, paths: list[Way], options: argparse.Namespace, about: 
             sample = bench.sample(path, number)
             samples.append(sample)
             _say(f"round {number}  {path.name:<16} {_summary(sample)}  ({time.monotonic() - began:.0f} s)")
-        if options.json:
-            whole = {"about": about, "samples": [sample.as_json() for sample in samples]}
-            options.json.write_text(json.dumps(whole, indent=1) + "\n")
+        _write(options, about, samples)
     return samples
 
 

@@ -1,14 +1,29 @@
 """All samples as one Markdown table: medians over the rounds, their spread, and the ratio to the row it is compared with."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Protocol
 
 from measure import Sample
 from paths import PORT_FORWARDED, TUNNELLED, Way
 from processes import GROUPS
 
 NOISY = 0.10  # part of the machine used by others from which on a lone figure means little
+
+
+class Row(Protocol):
+    """What is measured: its samples bear its name."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def baseline(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -53,18 +68,30 @@ class Notes:
 
 def markdown(paths: list[Way], samples: list[Sample]) -> str:
     """The table, and below it what went wrong."""
+    return "\n".join([*rows(paths, samples, COLUMNS), *(f"* {remark}" for remark in _remarks(paths, samples))])
+
+
+def rows(paths: Sequence[Row], samples: list[Sample], columns: Sequence[Column]) -> list[str]:
+    """The lines of the table, and below it why figures are missing."""
     notes = Notes()
-    lines = ["| path | " + " | ".join(column.title for column in COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    lines = ["| path | " + " | ".join(column.title for column in columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for path in paths:
         own = [sample for sample in samples if sample.path == path.name]
         base = [sample for sample in samples if sample.path == path.baseline]
-        cells = [_cell(column, path, own, base, notes) for column in COLUMNS]
+        cells = [_cell(column, own, base, notes) for column in columns]
         lines.append(f"| {path.title} | {' | '.join(cells)} |")
     explained = [f"* [{number}] {text}" for number, text in enumerate(notes.lines, 1)]
-    return "\n".join([*lines, "", *explained, *(f"* {remark}" for remark in _remarks(paths, samples))])
+    return [*lines, "", *explained]
 
 
-def _cell(column: Column, path: Way, own: list[Sample], base: list[Sample], notes: Notes) -> str:
+def noise(samples: list[Sample]) -> str:
+    """How much to trust it."""
+    others = [sample.others for sample in samples]
+    noisy = "; **compare rows, do not quote figures**" if max(others) > NOISY else ""
+    return f"Others used {median(others):.0%} of the machine meanwhile (up to {max(others):.0%}){noisy}."
+
+
+def _cell(column: Column, own: list[Sample], base: list[Sample], notes: Notes) -> str:
     values = [sample.values[column.key] for sample in own if column.key in sample.values]
     errors = "".join(dict.fromkeys(notes.mark(text) for text in _errors(column, own)))
     if not values:
@@ -113,13 +140,11 @@ def _number(value: float) -> str:
 def _remarks(paths: list[Way], samples: list[Sample]) -> list[str]:
     titles = {path.name: path.title for path in paths}
     compared = [titles[name] for name in (PORT_FORWARDED, TUNNELLED) if name in titles]
-    others = [sample.others for sample in samples]
-    noisy = "; **compare rows, do not quote figures**" if max(others) > NOISY else ""
     remarks = [f"Median of the rounds ({max(sample.round for sample in samples)}, interleaved), smallest and largest in brackets."]
     if compared:
         remarks.append(f"× is the median of the ratios within a round, to {' or '.join(compared)}: whichever does the same job.")
     remarks.append("Less is better from ping on. Memory is the largest resident set of each of the client's programs, summed.")
-    remarks.append(f"Others used {median(others):.0%} of the machine meanwhile (up to {max(others):.0%}){noisy}.")
+    remarks.append(noise(samples))
     for sample in samples:
         if "end" in sample.errors:
             remarks.append(f"{sample.path}, round {sample.round}, ended while measured: {sample.errors['end']}")

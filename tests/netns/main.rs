@@ -59,6 +59,7 @@ const TESTS: &[Test] = tests! {
     names:
         each_server_has_a_port_of_its_own,
         passed_sockets_reach_the_servers,
+        used_ports_are_not_confused,
         who_was_connected_follows_at_once,
         tcp_connections_that_stand_go_on,
         a_query_in_flight_is_answered,

@@ -125,6 +125,41 @@ pub(crate) fn passed_sockets_reach_the_servers() {
     scene::run(|| passed_sockets(Method::Nft));
 }
 
+/// conntrack remembers a port for longer than it is in use: a query of ours from one that a program had reaches the server, and
+/// one of a program from a port that we had comes to us.
+pub(crate) fn used_ports_are_not_confused() {
+    scene::run(|| {
+        let neighbour = servers();
+        let servers = ["198.51.100.53", "127.0.0.1"];
+        let all = [real(&neighbour, servers[0]), Answers::at(servers[1], 53)];
+        let (stubs, names): (Vec<_>, Vec<_>) = servers.iter().map(|server| Answers::stub(server)).unzip();
+        let mut helper = ready(Method::Nft, ELSEWHERE, &names);
+        for ((server, real), stub) in servers.iter().zip(&all).zip(&stubs) {
+            let passed = UdpSocket::from(helper.sockets(false, false, 1).remove(0));
+            passed.set_read_timeout(Some(PATIENCE)).unwrap();
+            let program = connected(server);
+            asks(&program, stub);
+            let port = program.local_addr().unwrap().port();
+            drop(program);
+            rustix::net::bind(&passed, &at("0.0.0.0", port)).unwrap();
+            passed.connect(at(server, 53)).unwrap();
+            asks(&passed, real);
+            drop(passed);
+            let passed = UdpSocket::from(helper.sockets(false, false, 1).remove(0));
+            passed.set_read_timeout(Some(PATIENCE)).unwrap();
+            passed.connect(at(server, 53)).unwrap();
+            asks(&passed, real);
+            let port = passed.local_addr().unwrap().port();
+            drop(passed);
+            let program = UdpSocket::bind(at("0.0.0.0", port)).unwrap();
+            program.set_read_timeout(Some(PATIENCE)).unwrap();
+            program.connect(at(server, 53)).unwrap();
+            asks(&program, stub);
+        }
+        assert_eq!(helper.stop().failures, []);
+    });
+}
+
 /// Programs keep sockets for long: they are answered by us at once, and by the server again at once.
 fn connected_ones_follow(method: Method, end: impl Fn(Helper)) {
     let neighbour = servers();

@@ -90,7 +90,7 @@ impl Backend for Nft {
         match self.run(&text::apply(plan, standing, true)) {
             Ok(()) => Ok(Vec::new()),
             Err(Error::Rules(program::Error::Refused(_, said))) if !is_there_already(&said) => {
-                // Perhaps only for the one piece that kernels may lack (CONFIG_NF_CT_NETLINK_TIMEOUT).
+                // Perhaps only for what kernels may lack (CONFIG_NF_CT_NETLINK_TIMEOUT, CONFIG_NF_CONNTRACK_ZONES).
                 self.run(&text::apply(plan, standing, false))?;
                 self.pinned = false;
                 Ok(Vec::new())

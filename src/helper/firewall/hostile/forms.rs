@@ -24,6 +24,8 @@ pub(super) const NFT: &[&str] = &[
     "flush map inet T dnsF",
     "add element inet T dnsF { A : N }",
     "add rule inet T OWN meta skgid N meta l4proto { tcp udp } th dport N return",
+    "add chain inet T apart { type filter hook output priority -300; policy accept; }",
+    "add rule inet T apart meta skgid N meta l4proto { tcp udp } th dport N ct original zone set N",
     "add rule inet T guard tcp dport N ct state established return",
     "add rule inet T capture meta nfproto ipvF udp dport N redirect to :IP daddr map @dnsF",
     "add rule inet T capture meta nfproto ipvF tcp dport N tcp flags & (syn | ack) == syn redirect to :IP daddr map @dnsF",

@@ -1,7 +1,7 @@
 //! The rules as text: a pure function of the plan and of the connections that stand. `fixtures/firewall/*.nft` shows whole examples.
 //!
 //! One command per line; [`Nft::run`](super::child::Nft::run) puts them on one line, which nft carries out as one
-//! transaction. Three chains (two more, and one for datagrams, where the plan asks for them):
+//! transaction. Four chains (two more, and one for datagrams, where the plan asks for them):
 //!
 //! * `capture` (nat, priority -110: before the -100 of Docker, kube-proxy and firewalld, the first chain that
 //!   translates a connection wins) sends new connections to the listener. A nat chain sees only the first packet of
@@ -14,6 +14,7 @@
 //!   made before the rules stood; new connections between the flush of `capture` and the end of the table. Such a
 //!   packet would go to whoever has that address in the local network.
 //!
+//! * `apart` (filter, priority -300: before conntrack) gives our own queries to name servers entries of their own ([`names`]).
 //! * `pin` (filter) sets conntrack's timeouts of redirected datagrams, so that the user side knows how long an entry lives
 //!   whatever the system's own timeouts are ([`UNREPLIED`], [`REPLIED`]).
 //! * `bridged` (nat) and `bridge_guard` (filter) do for what comes in through bridges what `capture` and `guard` do for what
@@ -45,6 +46,8 @@ const KEEP: &str = "keep";
 const GUARD: &str = "guard";
 /// The chain that sets timeouts.
 const PIN: &str = "pin";
+/// The chain that keeps our own queries apart.
+const APART: &str = "apart";
 /// [`CAPTURE`] for bridges.
 const BRIDGED: &str = "bridged";
 /// [`GUARD`] for bridges.
@@ -67,7 +70,7 @@ pub(super) struct Chain {
 }
 
 /// Everything, in one transaction. `create`: a table of that name that is there already is an error, not ours. Without
-/// `pinned`, conntrack's timeouts stay the system's.
+/// `pinned`, conntrack's timeouts stay the system's, and our own queries are not kept apart.
 pub(in crate::firewall) fn apply(plan: &Plan, standing: &[Tuple], pinned: bool) -> Vec<String> {
     let table = plan.table();
     let mut commands = vec![
@@ -81,6 +84,12 @@ pub(in crate::firewall) fn apply(plan: &Plan, standing: &[Tuple], pinned: bool) 
         standing_set(table, 6, standing),
     ];
     commands.extend(names::maps(plan));
+    if pinned {
+        commands.push(format!(
+            "add chain inet {table} {APART} {{ type filter hook output priority -300; policy accept; }}"
+        ));
+        commands.push(format!("add rule inet {table} {APART} {}", names::apart_rule(plan)));
+    }
     if pinned && redirects_datagrams(plan) {
         commands.extend([("udp4", "ip"), ("udp6", "ip6")].map(|(name, family)| {
             format!(
@@ -139,7 +148,7 @@ pub(in crate::firewall) fn delete(table: &str) -> String {
     format!("delete table inet {table}")
 }
 
-/// The chains of this plan, without [`PIN`].
+/// The chains of this plan, without [`APART`] and [`PIN`].
 pub(super) fn chains(plan: &Plan) -> Vec<Chain> {
     let mut chains = vec![
         Chain { name: CAPTURE, kind: "nat", hook: "output", priority: -110 },

@@ -3,6 +3,9 @@
 use crate::plan::Plan;
 use crate::protocol::NameServer;
 
+/// Where conntrack has the outgoing halves of our own queries' entries: a zone that nobody is known to use.
+const ZONE: u16 = 53053;
+
 /// The maps, with what is in them.
 pub(super) fn maps(plan: &Plan) -> Vec<String> {
     let map = |family: u8| {
@@ -49,7 +52,19 @@ pub(super) fn guard_rules(plan: &Plan) -> Vec<String> {
 
 /// Our own queries to name servers, also to one in an included range.
 fn exempt_rule(plan: &Plan) -> String {
-    format!("meta skgid {} meta l4proto {{ tcp, udp }} th dport 53 return", plan.exempt())
+    format!("{} return", exempt(plan))
+}
+
+/// Entries outlive sockets, by 30 s and more, and only the first packet of one is asked for its translation. So a query of ours from
+/// a port that a program has just used would be translated as that program's was, and come to us; and a program's from a port
+/// of ours would go to the server. In a zone of their own the two never meet. Answers come in no zone, as everybody's, so only what
+/// goes out has it.
+pub(super) fn apart_rule(plan: &Plan) -> String {
+    format!("{} ct original zone set {ZONE}", exempt(plan))
+}
+
+fn exempt(plan: &Plan) -> String {
+    format!("meta skgid {} meta l4proto {{ tcp, udp }} th dport 53", plan.exempt())
 }
 
 fn elements(plan: &Plan, family: u8) -> String {
