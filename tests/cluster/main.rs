@@ -15,6 +15,10 @@ mod faults;
 mod forward;
 mod ipv6;
 mod life;
+#[cfg(target_os = "linux")]
+mod names;
+#[cfg(not(target_os = "linux"))]
+#[path = "names/elsewhere.rs"]
 mod names;
 mod place;
 mod pod;
@@ -57,16 +61,6 @@ const REDIRECTED: &[Test] = tests! {
         with_only_a_link_local_address_it_is_told,
         with_only_a_link_local_address_and_routes_of_its_own,
         without_any_address_and_routes_of_its_own;
-    names:
-        every_program_finds_every_name,
-        a_program_that_uses_http_reaches_them,
-        what_is_made_later_is_found,
-        a_domain_of_another_name_is_learnt,
-        namespaces_do_not_take_domains_of_the_internet,
-        every_end_gives_names_back,
-        other_name_servers_are_followed,
-        it_explains_what_becomes_of_a_name,
-        names_can_be_left_alone;
     redirect:
         ranges_come_from_a_file,
         one_port_of_an_address_is_left_alone,
@@ -251,7 +245,7 @@ fn main() -> ExitCode {
     let missing = (programs.is_none() || (inside.is_none() && context.is_none()))
         .then(|| "not inside the laptop of `scripts/cluster`: `scripts/test` runs them".to_owned());
     let tests = if inside.is_some() {
-        [REDIRECTED, BOX, ANY_CLUSTER, IDLE, OLDER].concat()
+        [REDIRECTED, names::TESTS, BOX, ANY_CLUSTER, IDLE, OLDER].concat()
     } else {
         ANY_CLUSTER.to_vec()
     };

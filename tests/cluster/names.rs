@@ -7,13 +7,30 @@ use std::thread;
 use std::time::Duration;
 
 use kshuttle_test_support::dns::Server;
+use kshuttle_test_support::harness::Test;
 use kshuttle_test_support::kshuttle::{Kshuttle, eventually, kubectl, output, program};
 use kshuttle_test_support::resolver::{self, Library, Resolver};
+use kshuttle_test_support::tests;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 
+use super::names;
 use super::reach::RANGES;
+
+/// All of them.
+pub(crate) const TESTS: &[Test] = tests! {
+    names:
+        every_program_finds_every_name,
+        a_program_that_uses_http_reaches_them,
+        what_is_made_later_is_found,
+        a_domain_of_another_name_is_learnt,
+        namespaces_do_not_take_domains_of_the_internet,
+        every_end_gives_names_back,
+        other_name_servers_are_followed,
+        it_explains_what_becomes_of_a_name,
+        names_can_be_left_alone;
+};
 
 /// The laptop's own name server, on an address of its own.
 const SERVER: &str = "198.51.100.2:53";
