@@ -1,6 +1,8 @@
 //! One SSH session with a pod, and the flows in it: over a link, over a bare stream, or (the lesser mode) with a server that
 //! is not ours, where each flow is a channel.
 
+mod resolver_file;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +19,7 @@ use russh::{ChannelMsg, Disconnect, Preferred, SshId};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
+pub use self::resolver_file::ResolverFileError;
 use super::ident::Greeted;
 use super::identity::{HostKey, Identity};
 use super::pool::ByteStream;
@@ -31,9 +34,6 @@ pub const USER: &str = "kshuttle";
 
 /// Time for a sign of life when something happened to the path. Behind a deep queue on a slow line an answer takes seconds.
 const PROBE_TIME: Duration = Duration::from_secs(10);
-
-/// Time for the pod's resolver file: two round trips, and with a foreign server a shell that starts.
-const RESOLVER_FILE_TIME: Duration = Duration::from_secs(5);
 
 /// What an originator is called (RFC 4254 §7.2): servers log it, nobody uses it.
 const ORIGINATOR: (&str, u32) = ("127.0.0.1", 0);
@@ -75,23 +75,6 @@ pub enum SessionError {
     /// Too slow or silent.
     #[error("no complete SSH handshake within {} s", HANDSHAKE_TIMEOUT.as_secs())]
     Timeout,
-}
-
-/// Why the pod's resolver file is not known.
-#[derive(Debug, thiserror::Error)]
-pub enum ResolverFileError {
-    /// An older server of ours, or one without a shell.
-    #[error("the pod's SSH server does not tell {}", ssh::RESOLVER_FILE)]
-    Refused,
-    /// No answer.
-    #[error("the pod's SSH server said nothing within {} s", RESOLVER_FILE_TIME.as_secs())]
-    Timeout,
-    /// The session ended.
-    #[error("ask the pod's SSH server for {}", ssh::RESOLVER_FILE)]
-    Session(#[from] russh::Error),
-    /// There is no session to ask in.
-    #[error("no tunnel is up")]
-    NoTunnel,
 }
 
 impl Session {
@@ -283,34 +266,6 @@ impl Session {
             }
             Flows::Channels(_) => Err(OpenError::OnlyTcp),
         }
-    }
-
-    /// The pod's `/etc/resolv.conf`. Our own server is asked for it, another one's shell.
-    ///
-    /// # Errors
-    /// When the session ended, the server does not know the question, or there is no shell.
-    pub(super) async fn resolver_file(&self) -> Result<Vec<u8>, ResolverFileError> {
-        let asked = async {
-            let mut channel = self.handle.channel_open_session().await?;
-            match self.flows {
-                Flows::Streams(_) => channel.request_subsystem(true, ssh::RESOLVER_SUBSYSTEM).await?,
-                Flows::Channels(_) => channel.exec(true, format!("cat {}", ssh::RESOLVER_FILE)).await?,
-            }
-            let mut text = Vec::new();
-            loop {
-                match channel.wait().await {
-                    Some(ChannelMsg::Data { data }) if text.len() < ssh::RESOLVER_MAX => {
-                        text.extend(&data[..])
-                    }
-                    Some(ChannelMsg::Failure) => return Err(ResolverFileError::Refused),
-                    Some(ChannelMsg::Eof) | None => break,
-                    _ => {}
-                }
-            }
-            text.truncate(ssh::RESOLVER_MAX);
-            if text.is_empty() { Err(ResolverFileError::Refused) } else { Ok(text) }
-        };
-        tokio::time::timeout(RESOLVER_FILE_TIME, asked).await.unwrap_or(Err(ResolverFileError::Timeout))
     }
 
     /// Returns when the server has answered a question, or the session has ended.
