@@ -169,9 +169,12 @@ impl Names {
         let mut next = Instant::now() + LOOK;
         loop {
             let changed = tokio::select! {
-                _ = self.system.changed() => self.servers_changed(steps).await,
-                Ok(()) = self.ranges.changed() => self.tell_zones(steps).await,
-                Ok(()) = self.namespaces.changed() => self.tell_zones(steps).await,
+                _ = self.system.changed() => {
+                    next = Instant::now();
+                    self.servers_changed(steps).await
+                }
+                Ok(()) = self.ranges.changed() => self.zones_changed(steps).await,
+                Ok(()) = self.namespaces.changed() => self.zones_changed(steps).await,
                 Ok(()) = self.looped.changed() => {
                     steps.say(
                         "warning: kshuttle's own questions to the name servers came back to it; their redirection is taken out. \
@@ -179,21 +182,21 @@ impl Names {
                     );
                     self.redirect(steps, &[]).await
                 }
-                () = sleep_until(next) => Ok(()),
+                () = sleep_until(next) => {
+                    let settled = self.settle(steps).await;
+                    next = Instant::now() + LOOK;
+                    settled
+                }
             };
-            let settled = match changed {
-                Ok(()) => self.settle(steps).await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = settled {
+            if let Err(error) = changed {
                 return error;
             }
-            next = Instant::now() + LOOK;
         }
     }
 
     async fn servers_changed(&mut self, steps: &mut Steps) -> Result<(), PrivilegedError> {
         steps.say("this machine's name servers changed");
+        self.tell_zones(); // with the network, the way to IPv6 may have changed
         self.capture(steps).await
     }
 
@@ -229,17 +232,26 @@ impl Names {
     }
 
     fn is_captured(&self) -> bool {
-        self.capture.has_link() || !self.capture.servers().is_empty()
+        self.capture.is_linked() || !self.capture.servers().is_empty()
     }
 
     /// The stub, and systemd-resolved, hear what the cluster and the ranges are now.
-    async fn tell_zones(&mut self, steps: &mut Steps) -> Result<(), PrivilegedError> {
-        let (ranges, namespaces) = (self.ranges.borrow().clone(), self.namespaces.borrow().clone());
+    async fn zones_changed(&mut self, steps: &mut Steps) -> Result<(), PrivilegedError> {
+        self.tell_zones();
+        let (domains, search) = domains::of(&self.zones.borrow(), self.search);
+        match self.capture.is_linked_for(&domains, &search) {
+            Some(false) => self.link(steps).await.map(drop),
+            Some(true) | None => Ok(()),
+        }
+    }
+
+    fn tell_zones(&mut self) {
+        let (ranges, namespaces) =
+            (self.ranges.borrow_and_update().clone(), self.namespaces.borrow_and_update().clone());
         self.zones.send_modify(|zones| {
             zones.ipv6 = reaches_ipv6(&ranges);
             (zones.ranges, zones.namespaces) = (ranges, namespaces);
         });
-        if self.capture.has_link() { self.link(steps).await.map(drop) } else { Ok(()) }
     }
 
     /// Looks whether questions come to us. If not, they are captured anew: somebody may have taken that out, or systemd-resolved
@@ -278,7 +290,7 @@ impl Names {
     fn how(&self) -> String {
         let servers: Vec<String> = self.capture.servers().iter().map(ToString::to_string).collect();
         let servers = servers.join(", ");
-        match (self.capture.has_link(), servers.is_empty()) {
+        match (self.capture.is_linked(), servers.is_empty()) {
             (true, true) => "systemd-resolved asks kshuttle about them".to_owned(),
             (false, _) => format!("questions to {servers} pass kshuttle"),
             (true, false) => format!("systemd-resolved asks kshuttle, and questions to {servers} pass it"),

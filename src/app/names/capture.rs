@@ -27,13 +27,16 @@ const NSS_RESOLVE: &str = "/run/systemd/resolve/io.systemd.Resolve";
 /// What stands.
 pub(super) struct Capture {
     questions: Questions,
-    /// For questions from systemd-resolved.
-    link: Option<Standing>,
+    /// For questions from systemd-resolved, about these domains.
+    link: Option<(Standing, Domains)>,
     /// For those to name servers, one each.
     servers: Vec<(IpAddr, Standing)>,
     /// What systemd-resolved itself asks.
     behind: watch::Sender<Vec<SocketAddr>>,
 }
+
+/// Those that are asked about, and those that complete single words.
+type Domains = (Vec<String>, Vec<String>);
 
 /// A front that is served until this is dropped.
 struct Standing {
@@ -143,9 +146,12 @@ impl Capture {
             Some(_) => None,
             None => Some(Standing::start(stub, false, Upstream::Servers(self.behind.subscribe())).await?),
         };
-        let port_v4 = first.as_ref().or(self.link.as_ref()).map(|front| front.port);
-        self.questions.link(Link { port_v4, port_v6: None, domains, search }).await?;
-        self.link = first.or(self.link.take());
+        let standing = first.as_ref().or(self.link.as_ref().map(|(front, _)| front));
+        let port_v4 = standing.map(|front| front.port);
+        let said = Link { port_v4, port_v6: None, domains: domains.clone(), search: search.clone() };
+        self.questions.link(said).await?;
+        let front = first.or(self.link.take().map(|(front, _)| front));
+        self.link = front.map(|front| (front, (domains, search)));
         Ok(())
     }
 
@@ -159,8 +165,14 @@ impl Capture {
         self.redirect(stub, &[]).await
     }
 
-    pub(super) fn has_link(&self) -> bool {
+    /// Whether systemd-resolved asks us.
+    pub(super) fn is_linked(&self) -> bool {
         self.link.is_some()
+    }
+
+    /// Whether it does so about these domains; none where it does not at all.
+    pub(super) fn is_linked_for(&self, domains: &[String], search: &[String]) -> Option<bool> {
+        self.link.as_ref().map(|(_, said)| said.0 == domains && said.1 == search)
     }
 
     /// The name servers whose questions come to us.

@@ -12,7 +12,6 @@ use crate::dns::{Name, RecordType};
 pub(super) fn of(zones: &Zones, search: bool) -> (Vec<String>, Vec<String>) {
     let mut domains = vec![text(&zones.domain), "svc".to_owned()];
     domains.extend(zones.extra.iter().map(|(zone, _)| text(zone)));
-    domains.extend(zones.ranges.iter().flat_map(reverse));
     let known = zones.namespaces.iter().flatten();
     let namespaces = known.chain(&zones.mapped).chain([&zones.namespace]).filter(|name| is_ours(zones, name));
     for namespace in namespaces {
@@ -20,11 +19,13 @@ pub(super) fn of(zones: &Zones, search: bool) -> (Vec<String>, Vec<String>) {
             domains.push(namespace.clone());
         }
     }
+    // Last, because they may be very many, and are missed least.
+    domains.extend(zones.ranges.iter().flat_map(reverse));
     let search = search.then(|| format!("{}.svc.{}", zones.namespace, text(&zones.domain)));
     let search: Vec<String> = search.into_iter().collect();
     let most = MAX_NAMES - search.len();
     if domains.len() > most {
-        tracing::warn!(
+        tracing::info!(
             "systemd-resolved is told {most} of {} domains; the rest needs NAME.NAMESPACE.svc",
             domains.len()
         );
