@@ -14,7 +14,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::protocol::{self, Bridge, Method, NameServer, Who};
 
-pub use names::{MAX_NAME_SERVERS, MAX_SOCKETS};
+pub use names::{MAX_NAME_SERVERS, MAX_RANKS, MAX_SOCKETS};
 
 /// Most subnets to redirect. A large cluster has one service range and some hundred pod ranges; more than this is a
 /// mistake, and the largest plan must fit in one frame.
@@ -55,8 +55,8 @@ pub struct Plan {
     name_servers: Vec<NameServer>,
     /// Ports of all that ever were in `name_servers`: connections to them may still be open.
     answering: BTreeSet<u16>,
-    /// The group whose sockets speak to name servers themselves.
-    exempt: u32,
+    /// The groups whose sockets speak to name servers themselves; never empty.
+    exempt: Vec<u32>,
     /// What [`protocol::Plan`] says of the rest, checked.
     said: protocol::Plan,
 }
@@ -166,7 +166,7 @@ impl Plan {
             exclude,
             name_servers: Vec::new(),
             answering: BTreeSet::new(),
-            exempt: names::EXEMPT,
+            exempt: vec![names::EXEMPT],
             said,
         })
     }

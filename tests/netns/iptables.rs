@@ -28,11 +28,11 @@ pub(crate) fn with_each(test: impl Fn() + Send + Copy) {
                 mount(Some(wanted), &linked, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
             }
             // Others have rules, too; with them the tables of iptables are there before.
-            for (program, table) in
-                [("iptables", "nat"), ("iptables", "filter"), ("ip6tables", "nat"), ("ip6tables", "filter")]
-            {
-                scene::output(program, &["-t", table, "-N", "OTHER"]);
-                scene::output(program, &["-t", table, "-A", "OUTPUT", "-j", "OTHER"]);
+            for program in ["iptables", "ip6tables"] {
+                for table in ["raw", "nat", "filter"] {
+                    scene::output(program, &["-t", table, "-N", "OTHER"]);
+                    scene::output(program, &["-t", table, "-A", "OUTPUT", "-j", "OTHER"]);
+                }
             }
             test();
         });
@@ -44,7 +44,7 @@ fn by_iptables(plan: Plan) -> Plan {
 }
 
 /// All rules, without counts and times.
-fn saved() -> String {
+pub(crate) fn saved() -> String {
     let text = scene::output("iptables-save", &[]) + &scene::output("ip6tables-save", &[]);
     text.lines()
         .filter(|line| !line.starts_with('#') && !line.starts_with(':'))

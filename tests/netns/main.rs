@@ -23,6 +23,7 @@ mod redirect;
 mod refuse;
 mod routes;
 mod scene;
+mod sockets;
 mod standing;
 mod undo;
 
@@ -58,20 +59,22 @@ const TESTS: &[Test] = tests! {
         without_a_port_they_are_left_alone;
     names:
         each_server_has_a_port_of_its_own,
-        passed_sockets_reach_the_servers,
-        used_ports_are_not_confused,
         who_was_connected_follows_at_once,
         tcp_connections_that_stand_go_on,
         a_query_in_flight_is_answered,
         other_servers_replace_the_first,
         servers_that_are_refused_leave_the_first,
         a_foreign_flush_changes_nothing,
-        sockets_are_not_for_everybody,
-        a_group_that_somebody_has_is_not_taken,
-        two_sessions_do_not_ask_each_other,
         by_iptables_they_go_where_they_should,
         by_iptables_who_was_connected_follows_at_once,
         by_iptables_a_foreign_flush_is_mended;
+    sockets:
+        they_reach_the_servers,
+        used_ports_are_not_confused,
+        they_are_not_for_everybody,
+        a_group_that_somebody_has_is_not_taken,
+        sessions_ask_each_other_in_a_row,
+        the_number_of_sessions_is_bounded;
     iptables:
         both_families_go_where_they_should,
         who_is_logged_in_stays,

@@ -1,33 +1,22 @@
-//! Name servers: queries come to us, each server's to a port of its own; sockets that the helper passed reach the servers;
-//! whoever asks notices neither the beginning nor the end.
+//! Name servers: queries come to us, each server's to a port of its own; whoever asks notices neither the beginning nor the end.
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::net::{SocketAddr, TcpStream, UdpSocket};
-use std::os::fd::OwnedFd;
-use std::thread;
-
-use kshuttle_helper::plan::{MAX_NAME_SERVERS, MAX_SOCKETS};
+use kshuttle_helper::plan::MAX_NAME_SERVERS;
 use kshuttle_helper::protocol::{Method, NameServer, Plan, Reply, Request};
-use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
-use nix::unistd::{Gid, setfsgid};
-use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
-use super::answers::{Answers, SERVERS, answered, asks, at, connected, real, servers};
+use super::answers::{Answers, SERVERS, answered, asks, connected, real, servers};
 use super::helper::{Helper, plan};
 use super::iptables::with_each;
 use super::listener::Listener;
-use super::neighbour::{ADDRESS4, ADDRESS6, Neighbour};
-use super::scene::{self, PATIENCE, accept, connect_to, eventually, leaked, says};
+use super::scene::{self, accept, connect_to, eventually, says};
 
-fn named(helper: &mut Helper, servers: &[NameServer]) {
+pub(crate) fn named(helper: &mut Helper, servers: &[NameServer]) {
     helper.say(&Request::Names { servers: servers.to_vec() });
     assert_eq!(helper.hear(), Some(Reply::Updated {}));
 }
 
 /// A helper that redirects `include`, datagrams, too, to nobody who answers, and these name servers.
-fn ready(method: Method, include: &[&str], servers: &[NameServer]) -> Helper {
+pub(crate) fn ready(method: Method, include: &[&str], servers: &[NameServer]) -> Helper {
     let mut helper = Helper::start_over_socket_pair();
     let datagrams = Some(9);
     let plan = plan("a", &Listener::start(), include, &[]);
@@ -36,7 +25,7 @@ fn ready(method: Method, include: &[&str], servers: &[NameServer]) -> Helper {
     helper
 }
 
-const ELSEWHERE: &[&str] = &["10.0.0.0/8", "fd00::/8"];
+pub(crate) const ELSEWHERE: &[&str] = &["10.0.0.0/8", "fd00::/8"];
 
 /// Wherever the server is: in the local network, or a forwarder on this machine.
 fn each_has_its_own(method: Method) {
@@ -63,102 +52,6 @@ fn each_has_its_own(method: Method) {
 
 pub(crate) fn each_server_has_a_port_of_its_own() {
     scene::run(|| each_has_its_own(Method::Nft));
-}
-
-/// What the user side does with sockets it got, in a thread without any right, of another group.
-fn use_sockets(datagrams: OwnedFd, stream: OwnedFd, server: SocketAddr, real: &Answers) {
-    thread::scope(|scope| {
-        let user_side = scope.spawn(move || {
-            let none = CapabilitySet::empty();
-            let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
-            setfsgid(Gid::from_raw(65534));
-            set_capabilities(None, sets).unwrap();
-            let socket = UdpSocket::from(datagrams);
-            socket.set_read_timeout(Some(PATIENCE)).unwrap();
-            let mut ports = BTreeSet::new();
-            for _ in 0..6 {
-                socket.connect(server).unwrap();
-                ports.insert(asks(&socket, real).port());
-                rustix::net::connect_unspec(&socket).unwrap();
-            }
-            assert!(ports.len() > 3, "a new port each time: {ports:?}");
-            rustix::net::connect(&stream, &server).unwrap();
-            let mut stream = TcpStream::from(stream);
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
-            let mut server_end = accept(&real.tcp);
-            says(&mut stream, &mut server_end);
-            says(&mut server_end, &mut stream);
-            // We end it first, so what is said last is said for no socket.
-            stream.shutdown(std::net::Shutdown::Both).unwrap();
-            drop(stream);
-            assert_eq!(scene::read_end(&mut server_end).unwrap(), 0);
-        });
-        user_side.join().unwrap();
-    });
-}
-
-/// A server in a redirected range, and one on this machine.
-fn passed_sockets(method: Method) {
-    let neighbour = Neighbour::move_in();
-    let (v4, v6) = (real(&neighbour, ADDRESS4), real(&neighbour, ADDRESS6));
-    let local = Answers::at("127.0.0.1", 53);
-    let all = [(ADDRESS4, v4), (ADDRESS6, v6), ("127.0.0.1", local)];
-    let (stubs, names): (Vec<_>, Vec<_>) = all.iter().map(|(server, _)| Answers::stub(server)).unzip();
-    let mut helper = ready(method, ELSEWHERE, &names);
-    for ((server, real), stub) in all.iter().zip(&stubs) {
-        let v6 = server.contains(':');
-        let mut datagrams = helper.sockets(v6, false, 4);
-        let stream = helper.sockets(v6, true, 1).remove(0);
-        use_sockets(datagrams.remove(0), stream, at(server, 53), real);
-        // All others are answered by us.
-        answered(server, 53, stub);
-    }
-    // Only for port 53: they are no way around the redirect.
-    let before = leaked();
-    let other = UdpSocket::from(helper.sockets(false, false, 1).remove(0));
-    let _ = other.send_to(b"x", at(ADDRESS4, 54)); // nobody is at our port for datagrams
-    let report = helper.stop();
-    assert_eq!((report.guard_dropped, report.failures, leaked()), (0, vec![], before));
-}
-
-pub(crate) fn passed_sockets_reach_the_servers() {
-    scene::run(|| passed_sockets(Method::Nft));
-}
-
-/// conntrack remembers a port for longer than it is in use: a query of ours from one that a program had reaches the server, and
-/// one of a program from a port that we had comes to us.
-pub(crate) fn used_ports_are_not_confused() {
-    scene::run(|| {
-        let neighbour = servers();
-        let servers = ["198.51.100.53", "127.0.0.1"];
-        let all = [real(&neighbour, servers[0]), Answers::at(servers[1], 53)];
-        let (stubs, names): (Vec<_>, Vec<_>) = servers.iter().map(|server| Answers::stub(server)).unzip();
-        let mut helper = ready(Method::Nft, ELSEWHERE, &names);
-        for ((server, real), stub) in servers.iter().zip(&all).zip(&stubs) {
-            let passed = UdpSocket::from(helper.sockets(false, false, 1).remove(0));
-            passed.set_read_timeout(Some(PATIENCE)).unwrap();
-            let program = connected(server);
-            asks(&program, stub);
-            let port = program.local_addr().unwrap().port();
-            drop(program);
-            rustix::net::bind(&passed, &at("0.0.0.0", port)).unwrap();
-            passed.connect(at(server, 53)).unwrap();
-            asks(&passed, real);
-            drop(passed);
-            let passed = UdpSocket::from(helper.sockets(false, false, 1).remove(0));
-            passed.set_read_timeout(Some(PATIENCE)).unwrap();
-            passed.connect(at(server, 53)).unwrap();
-            asks(&passed, real);
-            let port = passed.local_addr().unwrap().port();
-            drop(helper.sockets(false, false, 1)); // once it answers again, it has closed its own
-            drop(passed);
-            let program = UdpSocket::bind(at("0.0.0.0", port)).unwrap();
-            program.set_read_timeout(Some(PATIENCE)).unwrap();
-            program.connect(at(server, 53)).unwrap();
-            asks(&program, stub);
-        }
-        assert_eq!(helper.stop().failures, []);
-    });
 }
 
 /// Programs keep sockets for long: they are answered by us at once, and by the server again at once.
@@ -356,84 +249,8 @@ pub(crate) fn a_foreign_flush_changes_nothing() {
     });
 }
 
-pub(crate) fn sockets_are_not_for_everybody() {
-    scene::run(|| {
-        let plan = plan("a", &Listener::start(), ELSEWHERE, &[]);
-        let refused = |helper: &mut Helper, count: u8| {
-            helper.say(&Request::Sockets { v6: false, stream: false, count });
-            match helper.hear() {
-                Some(Reply::Refused { message }) => message,
-                other => panic!("instead of refused: {other:?}"),
-            }
-        };
-        let mut over_pipes = Helper::ready(&plan);
-        assert!(refused(&mut over_pipes, 1).contains("over a Unix socket"));
-        assert_eq!(over_pipes.stop().failures, []);
-        let mut helper = Helper::start_over_socket_pair();
-        helper.make_ready(&plan);
-        for count in [0, MAX_SOCKETS + 1] {
-            assert_eq!(refused(&mut helper, count), "count: must be 1 to 16");
-        }
-        // Nobody keeps those that nobody uses.
-        for _ in 0..200 {
-            assert_eq!(helper.sockets(true, true, MAX_SOCKETS).len(), usize::from(MAX_SOCKETS));
-        }
-        assert_eq!(helper.stop().failures, []);
-        let mut early = Helper::start_over_socket_pair();
-        early.say(&Request::Sockets { v6: false, stream: false, count: 1 });
-        match early.hear() {
-            Some(Reply::Failed { message, .. }) => assert!(message.contains("no plan"), "{message}"),
-            other => panic!("instead of failed: {other:?}"),
-        }
-    });
-}
-
-pub(crate) fn a_group_that_somebody_has_is_not_taken() {
-    scene::run(|| {
-        let groups = fs::read_to_string("/etc/group").unwrap();
-        fs::write("/run/group", groups.trim_end().to_owned() + "\nsomebody:x:27507:\n").unwrap();
-        mount(Some("/run/group"), "/etc/group", None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
-        let (stub, name) = Answers::stub("127.0.0.1");
-        let local = Answers::at("127.0.0.1", 53);
-        let mut helper = ready(Method::Nft, ELSEWHERE, &[name]);
-        assert!(scene::ruleset().contains("skgid 27508") && !scene::ruleset().contains("27507"));
-        let passed = UdpSocket::from(helper.sockets(false, false, 1).remove(0));
-        passed.connect(at("127.0.0.1", 53)).unwrap();
-        asks(&passed, &local);
-        asks(&connected("127.0.0.1"), &stub);
-        assert_eq!(helper.stop().failures, []);
-    });
-}
-
-/// Each asks the server itself, and not the other one.
-pub(crate) fn two_sessions_do_not_ask_each_other() {
-    scene::run(|| {
-        let server = "127.0.0.1";
-        let local = Answers::at(server, 53);
-        let ((first_stub, first_name), (second_stub, second_name)) =
-            (Answers::stub(server), Answers::stub(server));
-        let mut first = ready(Method::Nft, ELSEWHERE, &[first_name]);
-        let program = connected(server);
-        asks(&program, &first_stub);
-        let mut second = Helper::start_over_socket_pair();
-        second.make_ready(&plan("b", &Listener::start(), &["192.0.2.0/24"], &[]));
-        named(&mut second, &[second_name]);
-        asks(&program, &second_stub);
-        for helper in [&mut first, &mut second] {
-            let passed = UdpSocket::from(helper.sockets(false, false, 1).remove(0));
-            passed.connect(at(server, 53)).unwrap();
-            asks(&passed, &local);
-        }
-        assert_eq!(second.stop().failures, []);
-        asks(&program, &first_stub);
-        assert_eq!(first.stop().failures, []);
-        asks(&program, &local);
-    });
-}
-
 pub(crate) fn by_iptables_they_go_where_they_should() {
     with_each(|| each_has_its_own(Method::Iptables));
-    with_each(|| passed_sockets(Method::Iptables));
 }
 
 pub(crate) fn by_iptables_who_was_connected_follows_at_once() {

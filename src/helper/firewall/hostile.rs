@@ -89,7 +89,7 @@ fn look_at(plan: &Plan, forms: &mut Forms) {
     let others = [nft::text::delete(plan.table())];
     apply.iter().chain(&nft::text::flush(plan)).chain(&others).for_each(|line| forms.nft(line));
     for v6 in [false, true] {
-        iptables::text::apply(plan, v6, &standing(), "")
+        iptables::text::apply(plan, v6, &standing(), true, "")
             .split_terminator('\n')
             .for_each(|line| forms.iptables(line));
     }

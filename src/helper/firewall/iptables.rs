@@ -1,4 +1,4 @@
-//! iptables, where nft cannot be used: chains of our own in the tables `nat` and `filter` of both families, which any
+//! iptables, where nft cannot be used: chains of our own in the tables `raw`, `nat` and `filter` of both families, which any
 //! other program may flush, so that they are looked after ([`Backend::mend`]), and which outlive us, so that a record in
 //! `/run` says whose they are ([`leftovers`]).
 //!
@@ -73,14 +73,16 @@ impl Error {
 #[derive(Debug, Clone, Copy)]
 struct Family {
     v6: bool,
+    /// Whether our own queries to name servers are kept apart.
+    apart: bool,
     save: Program,
     restore: Program,
 }
 
 /// IPv4 and IPv6.
 const FAMILIES: [Family; 2] = [
-    Family { v6: false, save: IPTABLES_SAVE, restore: IPTABLES_RESTORE },
-    Family { v6: true, save: IP6TABLES_SAVE, restore: IP6TABLES_RESTORE },
+    Family { v6: false, apart: true, save: IPTABLES_SAVE, restore: IPTABLES_RESTORE },
+    Family { v6: true, apart: true, save: IP6TABLES_SAVE, restore: IP6TABLES_RESTORE },
 ];
 
 impl Family {
@@ -126,7 +128,7 @@ impl Iptables {
     /// The whole of one family, in place of what there is of it.
     fn replace(&self, family: Family, plan: &Plan) -> Result<(), Error> {
         let saved = family.saved().map_err(Error::ReadBack)?;
-        family.restore(&text::apply(plan, family.v6, &self.standing, &saved))
+        family.restore(&text::apply(plan, family.v6, &self.standing, family.apart, &saved))
     }
 }
 
@@ -142,11 +144,17 @@ impl Backend for Iptables {
         }
         self.standing = standing.to_vec();
         let mut families = Vec::new();
-        for family in std::mem::take(&mut self.families) {
-            match self.replace(family, plan) {
+        for mut family in std::mem::take(&mut self.families) {
+            let mut replaced = self.replace(family, plan);
+            if replaced.is_err() {
+                // Perhaps only for what kernels may lack (CONFIG_IP_NF_RAW, CONFIG_NETFILTER_XT_TARGET_CT).
+                family.apart = false;
+                replaced = self.replace(family, plan);
+            }
+            match replaced {
                 Ok(()) => families.push(family),
                 Err(error) if family.v6 => {
-                    let _ = family.take_out(plan.table()); // one of the two tables may have been made
+                    let _ = family.take_out(plan.table()); // one of the tables may have been made
                     if plan.listeners(true).connections.is_some() {
                         notes.push(format!("IPv6 is not redirected: {}", error_chain(&error)));
                     }
@@ -164,7 +172,7 @@ impl Backend for Iptables {
     fn verify(&mut self, plan: &Plan) -> Result<(), linux::Error> {
         for family in &self.families {
             let saved = family.saved().map_err(Error::ReadBack)?;
-            if let Some(lacking) = text::lacking(plan, family.v6, &self.standing, &saved) {
+            if let Some(lacking) = text::lacking(plan, family.v6, &self.standing, family.apart, &saved) {
                 return Err(Error::Lacking(lacking).into());
             }
         }
@@ -225,7 +233,7 @@ impl Backend for Iptables {
         let mut missing = Vec::new();
         for family in &self.families {
             let saved = family.saved().map_err(Error::ReadBack)?;
-            if let Some(lacking) = text::lacking(plan, family.v6, &self.standing, &saved) {
+            if let Some(lacking) = text::lacking(plan, family.v6, &self.standing, family.apart, &saved) {
                 self.replace(*family, plan)?;
                 missing.push(lacking);
             }

@@ -1,6 +1,6 @@
 //! Linux: rules of nft or iptables, conntrack entries, and the order in which both come and go.
 //!
-//! Apply: what dead helpers left is taken out → the backend gets ready, and the link for [`routes`] → the watchdog → list the
+//! Apply: what dead helpers left is taken out → a [`rank`] → the backend gets ready, and the link for [`routes`] → the watchdog → list the
 //! connections that stand → the rules in one transaction, which leave those alone → read them back → delete conntrack
 //! entries that were there before (a re-used source port would follow the old entry, past the rules), except those of standing
 //! connections → the routes.
@@ -15,6 +15,7 @@
 
 mod names;
 mod permission;
+mod rank;
 mod routes;
 mod undo;
 
@@ -36,6 +37,7 @@ use super::watchdog::Watchdog;
 use crate::error_chain;
 use crate::plan::Plan;
 use crate::protocol::{Method, StepFailure, UndoReport};
+use rank::Rank;
 use routes::Routes;
 use undo::note;
 
@@ -76,6 +78,9 @@ pub(crate) enum Error {
     /// Routes of our own to other ranges.
     #[error(transparent)]
     Routes(#[from] routes::Error),
+    /// A place among the sessions.
+    #[error(transparent)]
+    Rank(#[from] rank::Error),
 }
 
 impl Error {
@@ -90,6 +95,7 @@ impl Error {
             Self::Standing(_) | Self::Addresses(_) => "standing",
             Self::Conntrack(_) => "conntrack",
             Self::Routes(_) => "routes",
+            Self::Rank(_) => "rank",
         }
     }
 }
@@ -133,6 +139,7 @@ pub(crate) struct Rules {
     watchdog: Watchdog,
     notes: Vec<String>,
     conntrack: Conntrack,
+    _rank: Rank,
 }
 
 /// What this machine had when the rules came.
@@ -145,8 +152,6 @@ pub(super) struct Before {
 
 /// Puts the rules in; all or nothing.
 pub(super) fn apply(plan: Plan) -> Result<Rules, Error> {
-    let exempt = names::exempt_group(&plan);
-    let plan = plan.with_exempt(exempt);
     let swept = iptables::sweep();
     let (by_nft, by_iptables) = match plan.method() {
         Method::Nft => return apply_by(plan, |plan| Nft::start(plan).map(boxed), swept),
@@ -176,6 +181,9 @@ fn apply_by<E: Into<Error>>(
     start: impl FnOnce(&Plan) -> Result<Box<dyn Backend>, E>,
     mut notes: Vec<String>,
 ) -> Result<Rules, Error> {
+    let rank = Rank::take()?; // before the watchdog, which holds it, too
+    let exempt = names::exempt_groups(&plan, rank.number());
+    let plan = plan.with_exempt(exempt);
     let conntrack = Conntrack::open().map_err(Error::Conntrack)?;
     let mut backend = start(&plan).map_err(Into::into)?;
     let routes = routes::noted(plan.routed().map(|_| Routes::start(plan.table())), &mut notes);
@@ -188,7 +196,7 @@ fn apply_by<E: Into<Error>>(
             return Err(Error::Watchdog(error));
         }
     };
-    let mut rules = Rules { plan, backend, routes, watchdog, notes, conntrack };
+    let mut rules = Rules { plan, backend, routes, watchdog, notes, conntrack, _rank: rank };
     let before = match rules.put_in() {
         Ok(before) => before,
         Err(error) => {
@@ -304,7 +312,7 @@ impl Rules {
 
     /// Sockets that the rules let past.
     pub(super) fn sockets(&self, v6: bool, stream: bool, count: u8) -> io::Result<Vec<OwnedFd>> {
-        names::sockets(self.plan.exempt(), v6, stream, count)
+        names::sockets(self.plan.own_group(), v6, stream, count)
     }
 
     /// Where datagrams wanted to go that came from there to this listener of ours.

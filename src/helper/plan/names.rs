@@ -13,10 +13,15 @@ pub const MAX_NAME_SERVERS: usize = 16;
 /// Most sockets in one answer; the kernel passes at most 253 (`SCM_MAX_FD`), the user side asks for four at a time.
 pub const MAX_SOCKETS: u8 = 16;
 
-/// The group whose sockets speak to name servers themselves: a number that no distribution and no site is known to give
-/// to anybody. Where it is taken, the system takes the next free one. It is one for all sessions of a machine, not one for each: a
-/// session that touched what another one asks would send it back, and the two would ask each other for ever.
+/// The first of the groups whose sockets speak to name servers themselves: numbers that no distribution and no site is known
+/// to give to anybody. Where one is taken, the system leaves it out. Each session of a machine has one of its own.
 pub(super) const EXEMPT: u32 = 27507;
+
+/// Where conntrack has the outgoing halves of our own queries' entries: zones that nobody is known to use, one for each rank.
+const ZONE: u16 = 53053;
+
+/// Most sessions of one machine at once; each lets past the queries of all below it.
+pub const MAX_RANKS: u8 = 16;
 
 impl Plan {
     /// The same with these name servers instead.
@@ -39,8 +44,8 @@ impl Plan {
         Ok(Self { name_servers, answering, ..self.clone() })
     }
 
-    /// The same with this group instead.
-    pub fn with_exempt(self, exempt: u32) -> Self {
+    /// The same with these groups instead, the own one last, behind those of all lower ranks: at most [`MAX_RANKS`].
+    pub fn with_exempt(self, exempt: Vec<u32>) -> Self {
         Self { exempt, ..self }
     }
 
@@ -49,9 +54,26 @@ impl Plan {
         &self.name_servers
     }
 
-    /// The group whose sockets speak to name servers themselves.
-    pub fn exempt(&self) -> u32 {
-        self.exempt
+    /// The place of this session among those of the machine. Where two have the same name servers, programs' queries come to
+    /// the one of higher rank; what that asks the servers comes to the lower one, which asks the servers themselves. So each
+    /// lets past what those below it send, and none what those above it send: no two would ever ask each other.
+    pub fn rank(&self) -> i32 {
+        i32::try_from(self.exempt.len()).unwrap_or(i32::MAX) - 1
+    }
+
+    /// The groups whose sockets speak to name servers themselves: those of lower ranks, then the own one.
+    pub fn exempt(&self) -> &[u32] {
+        &self.exempt
+    }
+
+    /// The group of the sockets that this session may have.
+    pub fn own_group(&self) -> u32 {
+        self.exempt.last().copied().unwrap_or(EXEMPT)
+    }
+
+    /// What these sockets send is followed here, see `apart` in the texts of the rules.
+    pub fn zone(&self) -> u16 {
+        ZONE + u16::try_from(self.rank()).unwrap_or_default()
     }
 
     /// Is this who answers for a name server, or did?

@@ -23,9 +23,9 @@ pub(super) const NFT: &[&str] = &[
     "add map inet T dnsF { type ipvF_addr : inet_service; elements = { A : N }; }",
     "flush map inet T dnsF",
     "add element inet T dnsF { A : N }",
-    "add rule inet T OWN meta skgid N meta l4proto { tcp udp } th dport N return",
+    "add rule inet T OWN meta l4proto { tcp udp } th dport N meta skgid { N } return",
     "add chain inet T apart { type filter hook output priority -300; policy accept; }",
-    "add rule inet T apart meta skgid N meta l4proto { tcp udp } th dport N ct original zone set N",
+    "add rule inet T apart meta l4proto { tcp udp } th dport N meta skgid { N } ct original zone set N",
     "add rule inet T guard tcp dport N ct state established return",
     "add rule inet T capture meta nfproto ipvF udp dport N redirect to :IP daddr map @dnsF",
     "add rule inet T capture meta nfproto ipvF tcp dport N tcp flags & (syn | ack) == syn redirect to :IP daddr map @dnsF",
@@ -61,6 +61,7 @@ pub(super) const NFT: &[&str] = &[
 ];
 
 pub(super) const IPTABLES: &[&str] = &[
+    "*raw",
     "*nat",
     "*filter",
     "COMMIT",
@@ -78,6 +79,7 @@ pub(super) const IPTABLES: &[&str] = &[
     "-A T -s A -d A -p tcp -m tcp --sport N --dport N ! --tcp-flags SYN,ACK SYN -j RETURN",
     "-A T -p tcp -m tcp --dport N -m owner --gid-owner N -j RETURN",
     "-A T -p udp -m udp --dport N -m owner --gid-owner N -j RETURN",
+    "-A T -p PROTOCOL -m PROTOCOL --dport N -m owner --gid-owner N -j CT --zone-orig N",
     "-A T -p tcp -m tcp --dport N -m conntrack --ctstate ESTABLISHED -j RETURN",
     "-A T -d A -p tcp -m tcp --dport N --tcp-flags SYN,ACK SYN -j REDIRECT --to-ports N",
     "-A T -d A -p udp -m udp --dport N -j REDIRECT --to-ports N",

@@ -9,6 +9,7 @@
 //! | `kshuttle_NI` | nat | | redirects included ranges |
 //! | `kshuttle_NB` | nat | PREROUTING, first | redirects what comes in through bridges |
 //! | the same three | filter | OUTPUT, FORWARD, first | the guard: drops what nat should have redirected |
+//! | `kshuttle_N` | raw | OUTPUT, first | keeps our own queries to name servers apart, where the kernel can |
 //!
 //! A connection that stood before is one rule for its packets that are no SYN. `nat` is asked for the first packet of
 //! a connection only; the filter's rule holds conntrack while `nat` is being emptied.
@@ -20,7 +21,10 @@ use crate::plan::Plan;
 use crate::protocol::{NameServer, Who};
 
 /// The tables, in the order in which they are written.
-const TABLES: [&str; 2] = ["nat", "filter"];
+const TABLES: [&str; 3] = [RAW, "nat", "filter"];
+
+/// The one that is asked before conntrack. Not every kernel has it, with `xt_CT` to do something there.
+const RAW: &str = "raw";
 
 /// What every name of ours begins with.
 const PREFIX: &str = "kshuttle_";
@@ -28,13 +32,19 @@ const PREFIX: &str = "kshuttle_";
 /// What is appended to a name for its chains: capitals, which no session has in its name.
 const SUFFIXES: [&str; 3] = ["", "B", "I"];
 
-/// All of it, in place of what `saved` shows of it.
-pub(in crate::firewall) fn apply(plan: &Plan, v6: bool, standing: &[Tuple], saved: &str) -> String {
+/// All of it, in place of what `saved` shows of it. Without `apart`, our own queries are not kept apart.
+pub(in crate::firewall) fn apply(
+    plan: &Plan,
+    v6: bool,
+    standing: &[Tuple],
+    apart: bool,
+    saved: &str,
+) -> String {
     let mut text = String::new();
-    for table in TABLES {
+    for table in tables(apart) {
         let _ = writeln!(text, "*{table}");
         // Declaring a chain empties it.
-        for suffix in SUFFIXES {
+        for suffix in suffixes(table) {
             let _ = writeln!(text, ":{}{suffix} - [0:0]", plan.table());
         }
         for rule in rules(plan, v6, table, standing) {
@@ -67,7 +77,7 @@ pub(super) fn removal(saved: &str, name: &str) -> String {
     let mut text = String::new();
     for table in TABLES {
         let lines = of_table(saved, table);
-        let chains: Vec<String> = SUFFIXES.iter().map(|suffix| format!("{name}{suffix}")).collect();
+        let chains: Vec<String> = suffixes(table).iter().map(|suffix| format!("{name}{suffix}")).collect();
         let there = |chain: &&String| lines.iter().any(|line| line.starts_with(&format!(":{chain} ")));
         let jumps = lines.iter().filter_map(|line| rule_of(line)).filter(|rule| {
             let target = rule.rsplit_once("-j ").map(|(_, target)| target);
@@ -99,8 +109,8 @@ pub(super) fn names(saved: &str) -> Vec<String> {
 }
 
 /// What of it `saved` does not show, for people.
-pub(super) fn lacking(plan: &Plan, v6: bool, standing: &[Tuple], saved: &str) -> Option<String> {
-    for table in TABLES {
+pub(super) fn lacking(plan: &Plan, v6: bool, standing: &[Tuple], apart: bool, saved: &str) -> Option<String> {
+    for table in tables(apart) {
         let lines = of_table(saved, table);
         if let Some(jump) = jumps(plan, table).into_iter().find(|jump| !has_rule(saved, table, jump)) {
             return Some(format!("{table}: {jump}"));
@@ -126,11 +136,19 @@ pub(super) fn dropped(name: &str, saved: &str) -> u64 {
     of_table(saved, "filter").iter().filter_map(packets).sum()
 }
 
+fn tables(apart: bool) -> impl Iterator<Item = &'static str> {
+    TABLES.into_iter().filter(move |table| apart || *table != RAW)
+}
+
+fn suffixes(table: &str) -> &'static [&'static str] {
+    if table == RAW { &SUFFIXES[..1] } else { &SUFFIXES }
+}
+
 /// The rules that lead to our chains, each with the chain of the system first.
 fn jumps(plan: &Plan, table: &str) -> Vec<String> {
     let name = plan.table();
     let mut jumps = vec![format!("OUTPUT -j {name}")];
-    if !plan.bridges().is_empty() {
+    if !plan.bridges().is_empty() && table != RAW {
         let hook = if table == "nat" { "PREROUTING" } else { "FORWARD" };
         jumps.push(format!("{hook} -j {name}B"));
     }
@@ -140,6 +158,14 @@ fn jumps(plan: &Plan, table: &str) -> Vec<String> {
 /// The rules of our chains in this table, each with its chain first.
 fn rules(plan: &Plan, v6: bool, table: &str, standing: &[Tuple]) -> Vec<String> {
     let name = plan.table();
+    if table == RAW {
+        let zone = plan.zone();
+        let apart = |protocol: &str| {
+            let exempt = exempt(plan.own_group(), protocol);
+            format!("{name} {exempt} -j CT --zone-orig {zone}")
+        };
+        return ["tcp", "udp"].map(apart).into();
+    }
     let nat = table == "nat";
     let left_alone = left_alone(plan, v6);
     let mut own = Vec::new();
@@ -184,10 +210,9 @@ fn rules(plan: &Plan, v6: bool, table: &str, standing: &[Tuple]) -> Vec<String> 
 
 /// Queries to name servers, our own left alone. What each rule is for stands beside nft's.
 fn name_rules(plan: &Plan, v6: bool, nat: bool) -> Vec<String> {
-    let exempt = |protocol: &str| {
-        format!("-p {protocol} -m {protocol} --dport 53 -m owner --gid-owner {} -j RETURN", plan.exempt())
-    };
-    let mut rules: Vec<String> = ["tcp", "udp"].map(exempt).into();
+    let let_past =
+        |group: &u32| ["tcp", "udp"].map(|protocol| format!("{} -j RETURN", exempt(*group, protocol)));
+    let mut rules: Vec<String> = plan.exempt().iter().flat_map(let_past).collect();
     if !nat {
         rules.push("-p tcp -m tcp --dport 53 -m conntrack --ctstate ESTABLISHED -j RETURN".to_owned());
         return rules;
@@ -198,6 +223,11 @@ fn name_rules(plan: &Plan, v6: bool, nat: bool) -> Vec<String> {
         }
     }
     rules
+}
+
+/// Queries by sockets of this group.
+fn exempt(group: u32, protocol: &str) -> String {
+    format!("-p {protocol} -m {protocol} --dport 53 -m owner --gid-owner {group}")
 }
 
 fn included(plan: &Plan, v6: bool) -> Vec<String> {
@@ -307,7 +337,7 @@ mod tests {
 
     #[test]
     fn both_families() {
-        let both = [false, true].map(|v6| apply(&plan(), v6, &standing(), "")).concat();
+        let both = [false, true].map(|v6| apply(&plan(), v6, &standing(), true, "")).concat();
         assert_eq!(both, include_str!("../../../../fixtures/firewall/both-families.iptables"));
     }
 
@@ -328,7 +358,7 @@ mod tests {
             bridges: vec![bridge],
             ..protocol::Plan::default()
         };
-        let text = apply(&Plan::check(said).unwrap(), false, &[], "");
+        let text = apply(&Plan::check(said).unwrap().with_exempt(vec![27507, 27509]), false, &[], false, "");
         assert_eq!(text, include_str!("../../../../fixtures/firewall/everything.iptables"));
     }
 
@@ -337,7 +367,7 @@ mod tests {
 
     #[test]
     fn a_captured_listing_is_complete() {
-        assert_eq!(lacking(&plan(), false, &standing(), SAVED), None);
+        assert_eq!(lacking(&plan(), false, &standing(), true, SAVED), None);
         assert_eq!(names(SAVED), ["kshuttle_golden"]);
         assert_eq!(dropped("kshuttle_golden", SAVED), 3);
     }
@@ -352,9 +382,9 @@ mod tests {
             let cut = SAVED.lines().position(|line| format!("{line}\n").ends_with(part)).unwrap();
             let saved: Vec<&str> =
                 SAVED.lines().enumerate().filter(|(at, _)| *at != cut).map(|(_, line)| line).collect();
-            assert_eq!(lacking(&plan(), false, &standing(), &saved.join("\n")).as_deref(), Some(lacks));
+            assert_eq!(lacking(&plan(), false, &standing(), true, &saved.join("\n")).as_deref(), Some(lacks));
         }
-        assert!(lacking(&plan(), false, &standing(), "").is_some());
+        assert!(lacking(&plan(), false, &standing(), true, "").is_some());
     }
 
     #[test]
@@ -362,16 +392,17 @@ mod tests {
         let filter = "*filter\n-D OUTPUT -j kshuttle_golden\n-F kshuttle_golden\n-F kshuttle_goldenB\n\
             -F kshuttle_goldenI\n-X kshuttle_golden\n-X kshuttle_goldenB\n-X kshuttle_goldenI\nCOMMIT\n";
         let removal = removal(SAVED, "kshuttle_golden");
-        assert_eq!(removal, format!("{}{filter}", filter.replace("*filter", "*nat")));
+        let raw = "*raw\n-D OUTPUT -j kshuttle_golden\n-F kshuttle_golden\n-X kshuttle_golden\nCOMMIT\n";
+        assert_eq!(removal, format!("{raw}{}{filter}", filter.replace("*filter", "*nat")));
         assert_eq!(super::removal(SAVED, "kshuttle_gold"), "");
         assert_eq!(super::removal("", "kshuttle_golden"), "");
     }
 
     proptest! {
         #[test]
-        fn hostile_listings_never_panic(saved in r"([*:\[]?(nat|filter|-A|kshuttle_[a-zA-Z]{0,3}|-j| |[0-9]|\]|\n)){0,40}") {
+        fn hostile_listings_never_panic(saved in r"([*:\[]?(raw|nat|filter|-A|kshuttle_[a-zA-Z]{0,3}|-j| |[0-9]|\]|\n)){0,40}") {
             let _ = (names(&saved), removal(&saved, "kshuttle_a"), dropped("kshuttle_a", &saved));
-            let _ = lacking(&plan(), true, &[], &saved);
+            let _ = lacking(&plan(), true, &[], true, &saved);
         }
     }
 }

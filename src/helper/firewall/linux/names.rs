@@ -19,12 +19,14 @@ const DNS: u16 = 53;
 /// Most groups that are looked at. A directory that knows this many in a row invents them.
 const MOST_GROUPS: u32 = 64;
 
-/// Group of the sockets that the rules let past: the plan's, or the next one that nobody has. All helpers of a machine find
-/// the same one. Where no answer is to be had, nobody has it.
-pub(super) fn exempt_group(plan: &Plan) -> u32 {
-    let first = plan.exempt();
+/// Groups of the sockets that the rules let past, one for each rank up to this one: from the plan's on, those that nobody has.
+/// All helpers of a machine find the same ones. Where no answer is to be had, nobody has it.
+pub(super) fn exempt_groups(plan: &Plan, rank: u8) -> Vec<u32> {
+    let first = plan.own_group();
+    let wanted = usize::from(rank) + 1;
     let is_free = |group: &u32| !matches!(Group::from_gid(Gid::from_raw(*group)), Ok(Some(_)));
-    (first..first + MOST_GROUPS).find(is_free).unwrap_or(first)
+    let free: Vec<u32> = (first..first + MOST_GROUPS).filter(is_free).take(wanted).collect();
+    if free.len() == wanted { free } else { (first..).take(wanted).collect() }
 }
 
 /// Sockets of this group, as the rules see it: who opened a socket counts, not who uses it. So they need no mark, which

@@ -3,8 +3,8 @@
 //! One command per line; [`Nft::run`](super::child::Nft::run) puts them on one line, which nft carries out as one
 //! transaction. Four chains (two more, and one for datagrams, where the plan asks for them):
 //!
-//! * `capture` (nat, priority -110: before the -100 of Docker, kube-proxy and firewalld, the first chain that
-//!   translates a connection wins) sends new connections to the listener. A nat chain sees only the first packet of
+//! * `capture` (nat, priority -110 or less: before the -100 of Docker, kube-proxy and firewalld, the first chain that
+//!   translates a connection wins, and each session before those of lower [rank](Plan::rank)) sends new connections to the listener. A nat chain sees only the first packet of
 //!   a connection; conntrack translates the rest.
 //! * `keep` (nat) translates nothing. Its one rule holds conntrack, and being a nat chain it holds the kernel's
 //!   translation hooks: with them, connections go on being translated after `capture` was flushed. Without them, the
@@ -151,7 +151,7 @@ pub(in crate::firewall) fn delete(table: &str) -> String {
 /// The chains of this plan, without [`APART`] and [`PIN`].
 pub(super) fn chains(plan: &Plan) -> Vec<Chain> {
     let mut chains = vec![
-        Chain { name: CAPTURE, kind: "nat", hook: "output", priority: -110 },
+        Chain { name: CAPTURE, kind: "nat", hook: "output", priority: -110 - plan.rank() },
         Chain { name: KEEP, kind: "nat", hook: "output", priority: -99 },
         Chain { name: GUARD, kind: "filter", hook: "output", priority: 0 },
     ];
@@ -369,7 +369,7 @@ mod tests {
             ..protocol::Plan::default()
         };
         let server = |address: &str, port| protocol::NameServer { address: address.parse().unwrap(), port };
-        let plan = Plan::check(said).unwrap().with_exempt(27508);
+        let plan = Plan::check(said).unwrap().with_exempt(vec![27507, 27509]);
         let plan = plan.with_names(&[server("10.0.0.53", 5301), server("::1", 5302)]).unwrap();
         let text = apply(&plan, &[], true).join("\n") + "\n";
         assert_eq!(text, include_str!("../../../../fixtures/firewall/everything.nft"));

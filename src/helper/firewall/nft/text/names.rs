@@ -3,9 +3,6 @@
 use crate::plan::Plan;
 use crate::protocol::NameServer;
 
-/// Where conntrack has the outgoing halves of our own queries' entries: a zone that nobody is known to use.
-const ZONE: u16 = 53053;
-
 /// The maps, with what is in them.
 pub(super) fn maps(plan: &Plan) -> Vec<String> {
     let map = |family: u8| {
@@ -50,9 +47,9 @@ pub(super) fn guard_rules(plan: &Plan) -> Vec<String> {
     vec![exempt_rule(plan), "tcp dport 53 ct state established return".into()]
 }
 
-/// Our own queries to name servers, also to one in an included range.
+/// Our own queries to name servers, also to one in an included range, and those of sessions of lower rank.
 fn exempt_rule(plan: &Plan) -> String {
-    format!("{} return", exempt(plan))
+    format!("{} return", exempt(plan.exempt()))
 }
 
 /// Entries outlive sockets, by 30 s and more, and only the first packet of one is asked for its translation. So a query of ours from
@@ -60,11 +57,12 @@ fn exempt_rule(plan: &Plan) -> String {
 /// of ours would go to the server. In a zone of their own the two never meet. Answers come in no zone, as everybody's, so only what
 /// goes out has it.
 pub(super) fn apart_rule(plan: &Plan) -> String {
-    format!("{} ct original zone set {ZONE}", exempt(plan))
+    format!("{} ct original zone set {}", exempt(&[plan.own_group()]), plan.zone())
 }
 
-fn exempt(plan: &Plan) -> String {
-    format!("meta skgid {} meta l4proto {{ tcp, udp }} th dport 53", plan.exempt())
+fn exempt(groups: &[u32]) -> String {
+    let groups = groups.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    format!("meta l4proto {{ tcp, udp }} th dport 53 meta skgid {{ {groups} }}")
 }
 
 fn elements(plan: &Plan, family: u8) -> String {
