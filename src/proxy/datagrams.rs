@@ -3,8 +3,9 @@
 //! A redirected datagram does not say where it was meant to go; the helper asks the system ([`Origins`]). States of a
 //! sender: asked about → flow → (20 s without a datagram: asked again before the next goes) → forgotten.
 //!
-//! Trap, why it is asked again: once the system has forgotten an exchange, another one of the same program can arrive from
-//! the very same address and port, and mean somebody else. So a sender is forgotten before the system forgets it.
+//! Why it is asked again, and when it is forgotten: `datagrams/exchange.rs`.
+
+mod exchange;
 
 use std::collections::HashMap;
 use std::io;
@@ -22,6 +23,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use self::exchange::Exchange;
+pub use self::exchange::Remembered;
 use crate::addr::Target;
 use crate::privileged::PrivilegedError;
 use crate::privileged::questions::Questions;
@@ -35,21 +38,6 @@ const WAITING_MAX: usize = 64;
 
 /// Bytes of datagrams of all senders that wait so. A program that sends without end costs no more.
 const WAITING_BYTES_MAX: usize = 16 << 20;
-
-/// A sender that was silent for so long is asked about again: the shortest timeout of conntrack that is in use is 30 s.
-const ASK_AGAIN: Duration = Duration::from_secs(20);
-
-/// How much earlier than the system we forget.
-const MARGIN: Duration = Duration::from_secs(5);
-
-/// Conntrack counts answers only of an exchange that is older than this (`nf_conntrack_proto_udp.c`: two seconds).
-const YOUNG: Duration = Duration::from_secs(3);
-
-/// A name server's answer ends the exchange: clients ask from a new port each time (RFC 5452), and there are many.
-const AFTER_DNS: Duration = Duration::from_secs(10);
-
-/// Port of name servers.
-const DNS: u16 = 53;
 
 /// Who is no sender of ours is not asked about again for so long: a question costs root's time.
 const REFUSED: Duration = Duration::from_secs(5);
@@ -77,15 +65,6 @@ impl Origins for Questions {
     async fn origin(&self, from: SocketAddr, at: SocketAddr) -> Result<Option<SocketAddr>, PrivilegedError> {
         self.origin(from, at).await
     }
-}
-
-/// How long the system remembers exchanges of datagrams.
-#[derive(Debug, Clone, Copy)]
-pub struct Remembered {
-    /// Without an answer.
-    pub unanswered: Duration,
-    /// With answers.
-    pub answered: Duration,
 }
 
 /// A socket for [`serve`], on a port that the kernel chooses.
@@ -292,7 +271,7 @@ impl Sender {
                             None => return End::Over,
                         }
                     }
-                    exchange.used = Instant::now();
+                    exchange.sent();
                     match flow.send.send(datagram) {
                         Ok(()) => {}
                         Err(Unsent::Ended) => return End::Over,
@@ -301,7 +280,7 @@ impl Sender {
                 }
                 answer = flow.recv.recv() => match answer {
                     Ok(Some(answer)) => {
-                        (exchange.used, exchange.answered) = (Instant::now(), true);
+                        exchange.answered();
                         // Lost like any datagram, if the program is gone or slow.
                         let _ = self.shared.socket.send_to(&answer, self.from).await;
                     }
@@ -317,78 +296,9 @@ impl Sender {
     }
 }
 
-/// What the system remembers of a sender and its destination, as far as we can tell.
-struct Exchange {
-    remembered: Remembered,
-    with_dns: bool,
-    started: Instant,
-    /// The last datagram, in either direction.
-    used: Instant,
-    answered: bool,
-}
-
-impl Exchange {
-    fn with(to: SocketAddr, remembered: Remembered) -> Self {
-        let now = Instant::now();
-        Self { remembered, with_dns: to.port() == DNS, started: now, used: now, answered: false }
-    }
-
-    /// May the system have forgotten it, and the sender mean somebody else?
-    fn is_doubtful(&self) -> bool {
-        self.used.elapsed() >= ASK_AGAIN
-    }
-
-    /// When to forget it.
-    fn end(&self) -> Instant {
-        let counts = self.answered && self.used.duration_since(self.started) > YOUNG;
-        let Remembered { unanswered, answered } = self.remembered;
-        let most = if counts { answered } else { unanswered }.saturating_sub(MARGIN);
-        self.used + if self.answered && self.with_dns { most.min(AFTER_DNS) } else { most }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const REMEMBERED: Remembered =
-        Remembered { unanswered: Duration::from_secs(65), answered: Duration::from_secs(185) };
-
-    fn lasts(exchange: &Exchange) -> u64 {
-        exchange.end().duration_since(exchange.used).as_secs()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn we_forget_before_the_system_does() {
-        let mut exchange = Exchange::with("10.0.0.1:4000".parse().unwrap(), REMEMBERED);
-        assert_eq!(lasts(&exchange), 60);
-        exchange.answered = true;
-        assert_eq!(lasts(&exchange), 60, "a young exchange counts as unanswered");
-        tokio::time::advance(Duration::from_secs(4)).await;
-        exchange.used = Instant::now();
-        assert_eq!(lasts(&exchange), 180);
-        exchange.answered = false;
-        assert_eq!(lasts(&exchange), 60);
-        let mut question = Exchange::with("10.0.0.1:53".parse().unwrap(), REMEMBERED);
-        assert_eq!(lasts(&question), 60);
-        question.answered = true;
-        assert_eq!(lasts(&question), 10);
-        let second = Duration::from_secs(1);
-        let short = Exchange::with(
-            "10.0.0.1:1".parse().unwrap(),
-            Remembered { unanswered: second, answered: second },
-        );
-        assert_eq!(lasts(&short), 0);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_silent_sender_is_doubtful_before_any_system_forgets_it() {
-        let exchange = Exchange::with("10.0.0.1:4000".parse().unwrap(), REMEMBERED);
-        tokio::time::advance(ASK_AGAIN - Duration::from_millis(1)).await;
-        assert!(!exchange.is_doubtful());
-        tokio::time::advance(Duration::from_millis(1)).await;
-        assert!(exchange.is_doubtful());
-    }
 
     #[tokio::test(start_paused = true)]
     async fn the_one_that_was_silent_for_longest_makes_room() {

@@ -5,11 +5,12 @@
 //!                               └▶ slot 1: link + session ─┴─▶ Pool::connect: the least loaded that is attached
 //! ```
 //!
-//! A slot (`slot.rs`) keeps its link attached to byte streams, one after the other; the session over it does not
-//! notice. Only when the link itself is lost does the session end, with every flow of it; then the slot makes both
+//! A slot (`slot.rs`) keeps its link attached to byte streams, one after the other (`linked.rs`); the session over it does
+//! not notice. Only when the link itself is lost does the session end, with every flow of it; then the slot makes both
 //! anew. Towards SSH servers that are not ours there is no link (`stock.rs`). Nothing here knows what the byte streams are
 //! made of.
 
+mod linked;
 mod load;
 mod slot;
 mod standstill;

@@ -1,34 +1,31 @@
-//! One tunnel of a pool: link, session, and what keeps them going.
+//! One tunnel of a pool: what is known of it, and what makes it again whenever it ends.
 //!
 //! ```text
-//! tunnel(): new link + login ── stands ── the link ends: flows reset ──▶ again
-//!             └ carry(): dial, attach, run │ lost or renewed ──▶ again, the link goes on
+//! run(): a route ──▶ stand(): one after the other ─┬─ our server ──▶ linked.rs: a link, and a session over it
+//!          another one: all is forgotten           └─ any other ───▶ stock.rs: plain SSH
 //! ```
 
 use std::convert::Infallible;
-use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use kshuttle_wire::link::frame::CloseReason;
 use kshuttle_wire::link::hello::HelloError;
-use kshuttle_wire::link::{self, AttachError, Detached, Limits, LinkHandle, Phase, Token};
-use tokio::time::{Instant, sleep, timeout};
+use kshuttle_wire::link::{AttachError, Detached, LinkHandle, Phase};
+use tokio::time::{Instant, timeout};
 
 use super::super::ssh::Session;
 use super::load::Load;
-use super::standstill::stands_still;
 use super::status::TunnelStatus;
-use super::{DialError, Dialed, Route, Shared, stock};
+use super::{DialError, Dialed, Route, Shared, linked, stock};
 
 /// Time for a fresh byte stream, through proxies, to kubelet and runtime.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Pauses after failed attempts; the attempt right after a loss waits for nothing. With jitter up to twice as long: an
 /// API server that comes back meets a few askers a second even from a hundred laptops.
-const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
+pub(super) const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
     .with_min_delay(Duration::from_millis(50))
     .with_max_delay(Duration::from_secs(1))
     .with_jitter()
@@ -40,11 +37,8 @@ const LINK_PAUSES: ExponentialBuilder = PAUSES.with_max_delay(Duration::from_sec
 /// Pause after a renewal that failed; the old byte stream still works.
 pub(super) const RENEWAL_PAUSE: Duration = Duration::from_secs(30);
 
-/// Share of the lifetime by which the tunnels' renewals lie apart.
-const RENEWAL_STAGGER: f64 = 0.1;
-
 /// A byte stream that lasted this long ends a series of failures.
-const STABLE: Duration = Duration::from_secs(10);
+pub(super) const STABLE: Duration = Duration::from_secs(10);
 
 /// Time for a goodbye to reach the pod.
 const CLOSE_TIME: Duration = Duration::from_millis(500);
@@ -54,7 +48,8 @@ const NOTABLE_OUTAGE: Duration = Duration::from_secs(1);
 
 /// One tunnel, as the pool sees it.
 pub(super) struct Slot {
-    index: usize,
+    /// Its place in the pool, from 0.
+    pub(super) index: usize,
     state: Mutex<State>,
 }
 
@@ -174,10 +169,20 @@ impl Slot {
         self.index + 1
     }
 
-    /// New flows go to `session` from now on, over no link.
+    /// A new link; nobody has logged in over it so far.
+    pub(super) fn begin(&self, link: LinkHandle) {
+        self.lock().link = Some(link);
+    }
+
+    /// New flows go to `session` from now on.
+    pub(super) fn logged_in(&self, session: Session) {
+        self.lock().session = Some(session);
+    }
+
+    /// As [`logged_in`](Self::logged_in), over no link.
     pub(super) fn lead_to(&self, session: Session, way: String) {
         self.attached(way);
-        self.lock().session = Some(session);
+        self.logged_in(session);
     }
 
     /// Remembers a replaced session; returns the oldest if there are more than `most`.
@@ -188,7 +193,8 @@ impl Slot {
         (state.older.len() > most).then(|| state.older.remove(0))
     }
 
-    fn attached(&self, way: String) {
+    /// A byte stream made of this carries it from now on.
+    pub(super) fn attached(&self, way: String) {
         let mut state = self.lock();
         state.way = way;
         if let Some(since) = state.down_since.take() {
@@ -202,7 +208,8 @@ impl Slot {
         }
     }
 
-    fn detached(&self, why: Detached) {
+    /// Its byte stream is lost; the link goes on.
+    pub(super) fn detached(&self, why: Detached) {
         tracing::debug!(tunnel = self.number(), %why, "byte stream lost");
         let mut state = self.lock();
         state.survived += 1;
@@ -267,7 +274,8 @@ async fn stand(shared: &Shared, slot: &Slot, route: &Route) -> Infallible {
     let (mut pauses, mut ours) = (LINK_PAUSES.build(), route.ours);
     loop {
         let began = Instant::now();
-        let error = if ours { tunnel(shared, slot, route).await } else { foreign(shared, slot, route).await };
+        let error =
+            if ours { linked::stand(shared, slot, route).await } else { foreign(shared, slot, route).await };
         let stood = slot.way().is_some();
         shared.clear(slot);
         if shared.closing.load(Ordering::Relaxed) {
@@ -295,7 +303,7 @@ async fn foreign(shared: &Shared, slot: &Slot, route: &Route) -> DialError {
     match stock::ask(route).await {
         Ok(answered) if answered.is_ours() => {
             drop(answered); // a link begins otherwise
-            tunnel(shared, slot, route).await
+            linked::stand(shared, slot, route).await
         }
         Ok(answered) => stock::stand(shared, slot, route, answered).await,
         Err(error) => error,
@@ -306,123 +314,10 @@ fn speaks_plain_ssh(error: &DialError) -> bool {
     matches!(error.cause.downcast_ref(), Some(AttachError::Greeting(HelloError::Ssh)))
 }
 
-/// A link and a session over it, from the first dial to the end of either; why it ended.
-async fn tunnel(shared: &Shared, slot: &Slot, route: &Route) -> DialError {
-    let token = match Token::generate() {
-        Ok(token) => token,
-        Err(error) => return DialError::passing(error),
-    };
-    let (stream, handle) = link::connect(token, Limits::default());
-    // However this ends, applications must learn of it: the session's tasks end with their stream.
-    let _closed = Closed(handle.clone());
-    slot.lock().link = Some(handle.clone());
-    let session = async {
-        let started =
-            Session::start_on_link(stream, &route.identity, &route.host_key, shared.settings.pacing);
-        let session = match started.await {
-            Ok(session) => session,
-            Err(error) => return stock::session_error(error),
-        };
-        slot.lock().session = Some(session.clone());
-        shared.changed.send_replace(());
-        let attached = || handle.status().phase == Phase::Attached;
-        let why = tokio::select! {
-            () = session.ended() => "ended",
-            () = stands_still(attached, || session.answers()) => "stands still though its link is alive",
-        };
-        DialError::passing(format!("the SSH session with {} {why}", route.name))
-    };
-    tokio::select! {
-        biased; // the link's end is the cause, the session's the effect
-        end = handle.ended() => DialError::passing(end),
-        error = carry(shared, slot, route, &handle) => error,
-        error = session => error,
-    }
-}
-
-/// Closes a link when it is dropped.
-struct Closed(LinkHandle);
-
-impl Drop for Closed {
-    fn drop(&mut self) {
-        self.0.close(CloseReason::Leaving);
-    }
-}
-
-/// Gives the link one byte stream after the other; returns when none can carry it any more.
-async fn carry(shared: &Shared, slot: &Slot, route: &Route, handle: &LinkHandle) -> DialError {
-    let mut pauses = PAUSES.build();
-    let (mut fresh, mut greeted) = (None, false);
-    loop {
-        let dialed = match fresh.take() {
-            Some(dialed) => Ok(dialed),
-            None => dial(route).await,
-        };
-        let attached = match dialed {
-            Ok(Dialed { stream, way }) => match handle.attach(stream).await {
-                Ok(attachment) => Ok((attachment, way)),
-                Err(error @ (AttachError::Ended(_) | AttachError::Refused(_))) if is_over(handle) => {
-                    return DialError::passing(error);
-                }
-                // Later it only means that our greeting was so long under way that the pod took us for a plain client.
-                Err(error @ AttachError::Greeting(HelloError::Ssh)) if !greeted => {
-                    return DialError::passing(error);
-                }
-                Err(error) => Err(DialError::passing(error)),
-            },
-            Err(error) => Err(error),
-        };
-        let (attachment, way) = match attached {
-            Ok(attached) => attached,
-            Err(error) => {
-                slot.failed(error);
-                shared.changed.send_replace(());
-                shared.pause(pauses.next()).await;
-                continue;
-            }
-        };
-        greeted = true;
-        slot.attached(way);
-        shared.changed.send_replace(());
-        let began = Instant::now();
-        let mut run = pin!(attachment.run());
-        tokio::select! {
-            why = &mut run => {
-                slot.detached(why);
-                shared.changed.send_replace(());
-                if began.elapsed() > STABLE {
-                    pauses = PAUSES.build();
-                }
-            }
-            renewal = renewal(shared, slot, route) => fresh = Some(renewal),
-        }
-    }
-}
-
 /// A fresh byte stream, within [`DIAL_TIMEOUT`].
 pub(super) async fn dial(route: &Route) -> Result<Dialed, DialError> {
     timeout(DIAL_TIMEOUT, (route.dial)()).await.unwrap_or_else(|_| {
         let cause = format!("no connection to {} within {} s", route.name, DIAL_TIMEOUT.as_secs());
         Err(DialError::passing(cause))
     })
-}
-
-/// When the lifetime is nearly over, a byte stream to go on with.
-async fn renewal(shared: &Shared, slot: &Slot, route: &Route) -> Dialed {
-    let stagger = 1.0 - RENEWAL_STAGGER * slot.index as f64 / shared.slots.len() as f64;
-    sleep(shared.settings.lifetime.mul_f64(stagger)).await;
-    loop {
-        match dial(route).await {
-            Ok(dialed) => {
-                tracing::debug!(tunnel = slot.number(), "byte stream renewed");
-                return dialed;
-            }
-            Err(error) => slot.failed(error),
-        }
-        sleep(RENEWAL_PAUSE).await;
-    }
-}
-
-fn is_over(handle: &LinkHandle) -> bool {
-    matches!(handle.status().phase, Phase::Ended(_))
 }

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! * [`hello`]: how an attachment begins; [`frame`]: what follows.
-//! * `state`: everything that decides, without I/O and clock; of `replay` (what was sent), `receipts` (what arrived)
-//!   and `liveness` (is anybody there).
+//! * `state`: everything that decides, without I/O and clock; of `replay` (what was sent), `receipts` (what arrived),
+//!   `inbox` (what of it nobody has read) and `liveness` (is anybody there).
 //! * [`stream`]: the stream for SSH, and the handle of the laptop's end. `pump`: one connection's reads and writes.
 //! * [`sleep`]: notices that the laptop slept.
 //! * [`server`]: the pod's end, with all its links.
@@ -18,6 +18,7 @@
 mod end;
 pub mod frame;
 pub mod hello;
+mod inbox;
 mod liveness;
 pub mod observer;
 mod outgoing;

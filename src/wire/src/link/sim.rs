@@ -1,8 +1,10 @@
 //! Two ends of a link over a network that does everything a network may do, with a clock and a dice of its own: the
-//! same seed gives the same run.
+//! same seed gives the same run. What a connection can do and suffer is in [`network`].
 //!
 //! Checked all along: bytes arrive once and in order, buffers stay within their bounds, an end that hears nothing gives
 //! its connection up within 15 s. And after the storm everything that was written arrives.
+
+mod network;
 
 use std::collections::VecDeque;
 use std::sync::LazyLock;
@@ -10,6 +12,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 
+use self::network::{Dice, Wire};
 use super::end::End;
 use super::frame::{self, CloseReason};
 use super::hello::{Answer, Hello, Refusal, Token, VERSIONS, negotiate};
@@ -32,7 +35,7 @@ const DETECTION: Duration = Duration::from_secs(15);
 /// The stream's bytes by offset, with a period no power of two meets.
 const PERIOD: u64 = 65_521;
 static PATTERN: LazyLock<Vec<u8>> = LazyLock::new(|| {
-    let mut dice = Dice(42);
+    let mut dice = Dice::new(42);
     let period: Vec<u8> = (0..PERIOD).map(|_| dice.next() as u8).collect();
     period.iter().chain(&period).copied().collect()
 });
@@ -40,44 +43,6 @@ static PATTERN: LazyLock<Vec<u8>> = LazyLock::new(|| {
 fn pattern(offset: u64, length: usize) -> &'static [u8] {
     let start = (offset % PERIOD) as usize;
     &PATTERN[start..start + length]
-}
-
-/// xorshift64*.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    fn one_in(&mut self, limit: u64) -> bool {
-        self.below(limit) == 0
-    }
-}
-
-/// One direction of a connection.
-#[derive(Default)]
-struct Pipe {
-    /// Bytes and when they arrive.
-    flying: VecDeque<(Duration, Vec<u8>)>,
-    /// Since when nothing arrives any more, the end of the connection neither.
-    swallows: Option<Duration>,
-    closed: bool,
-}
-
-/// One connection; its direction `i` leads to end `i`.
-struct Wire {
-    to: [Pipe; 2],
-    delay: Duration,
-    /// Bytes a socket takes and gives at once.
-    grain: usize,
 }
 
 /// One attachment as its task sees it.
@@ -116,15 +81,13 @@ impl World {
     fn new(seed: u64) -> Self {
         let now = Duration::from_secs(1000);
         let side = || Side { state: State::new(LIMITS, now), pumps: vec![], written: 0, read: 0 };
-        let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+        let mut dice = Dice::new(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
         dice.next();
         Self { dice, now, wires: vec![], sides: [side(), side()], steps: 0, attachments: 0, quiet: 0 }
     }
 
     fn dial(&mut self) {
-        let delay = Duration::from_micros([0, 300, 20_000, 250_000][self.dice.below(4) as usize]);
-        let grain = [1, 7, 1_000, 50_000, 300_000][self.dice.below(5) as usize];
-        self.wires.push(Wire { to: Default::default(), delay, grain });
+        self.wires.push(Wire::new(&mut self.dice));
         let wire = self.wires.len() - 1;
         let Ok(opening) = self.sides[CLIENT].state.opening(self.now) else { return };
         let hello = Hello {
@@ -167,44 +130,17 @@ impl World {
                 }
             }
         }
-        // Write what the socket takes.
-        let outward = &mut wire.to[1 - side];
-        if outward.closed && pump.leaves {
+        if wire.is_closed() && pump.leaves {
             return None;
         }
-        let queued: usize = outward.flying.iter().map(|(_, bytes)| bytes.len()).sum();
-        let mut room = wire.grain.min((64usize << 10).saturating_sub(queued));
-        while room > 0 && !pump.out.is_empty() {
-            let piece = pump.out.pieces().next().unwrap();
-            let bytes = piece[..piece.len().min(room)].to_vec();
-            pump.out.advance(bytes.len());
-            room -= bytes.len();
-            if outward.swallows.is_none() && !outward.closed {
-                outward.flying.push_back((now + wire.delay, bytes));
-            }
-        }
+        wire.write(side, now, &mut pump.out);
         if pump.leaves {
             return (!pump.out.is_empty()).then_some(());
         }
-        // Read what has arrived.
-        let inward = &mut wire.to[side];
         if pump.epoch.is_some() && !state.may_read(now) {
             return Some(());
         }
-        let mut read = 0;
-        while inward.swallows.is_none() && read < wire.grain && pump.input.len() < 256 << 10 {
-            let Some((at, bytes)) = inward.flying.front_mut() else { break };
-            if *at > now {
-                break;
-            }
-            let taken = bytes.len().min(wire.grain - read);
-            pump.input.extend_from_slice(&bytes[..taken]);
-            bytes.drain(..taken);
-            read += taken;
-            if bytes.is_empty() {
-                inward.flying.pop_front();
-            }
-        }
+        let read = wire.read(side, now, &mut pump.input);
         if read > 0 {
             match pump.epoch {
                 Some(epoch) => {
@@ -217,7 +153,7 @@ impl World {
                 }
                 None => self.greet(side, pump)?,
             }
-        } else if inward.closed && inward.flying.is_empty() && inward.swallows.is_none() {
+        } else if wire.has_ended(side) {
             return None;
         }
         Some(())
@@ -283,7 +219,7 @@ impl World {
                 if let Some(epoch) = pump.epoch {
                     self.sides[side].state.detach(epoch, self.now);
                 }
-                self.wires[pump.wire].to.iter_mut().for_each(|pipe| pipe.closed = true);
+                self.wires[pump.wire].close();
             }
         }
         if side == CLIENT && self.sides[CLIENT].pumps.is_empty() && self.sides[CLIENT].state.ended().is_none()
@@ -330,25 +266,10 @@ impl World {
         let (cut, keep) = (self.dice.one_in(2), self.dice.below(5_000) as usize);
         let wire = &mut self.wires[at];
         match which {
-            // Reset: what flies is lost from some byte on.
-            0..=2 => {
-                for pipe in &mut wire.to {
-                    pipe.closed = true;
-                    let mut left = if cut { 0 } else { keep };
-                    for (_, bytes) in &mut pipe.flying {
-                        bytes.truncate(left);
-                        left -= bytes.len();
-                    }
-                    pipe.flying.retain(|(_, bytes)| !bytes.is_empty());
-                }
-            }
+            0..=2 => wire.reset(if cut { 0 } else { keep }),
             // Black hole, and a stall of one direction.
-            3 => wire.to.iter_mut().for_each(|pipe| {
-                pipe.swallows.get_or_insert(now);
-            }),
-            4 => {
-                wire.to[side].swallows.get_or_insert(now);
-            }
+            3 => [CLIENT, SERVER].into_iter().for_each(|side| wire.swallow(side, now)),
+            4 => wire.swallow(side, now),
             // Trickle, jitter.
             5 => wire.grain = 1,
             6 => wire.delay = Duration::from_micros(self.dice.below(400_000)),
@@ -363,16 +284,15 @@ impl World {
             let blocked = side.pumps.last().is_some_and(|pump| !pump.out.is_empty());
             side.state.next_timeout(self.now, blocked)
         });
-        let flying = self.wires.last().into_iter().flat_map(|wire| &wire.to);
-        let arrival = flying.filter_map(|pipe| pipe.flying.front().map(|(at, _)| *at));
-        let next = due.chain(arrival).filter(|at| *at > self.now).min().unwrap_or(Duration::MAX);
+        let arrivals = self.wires.last().into_iter().flat_map(Wire::arrivals);
+        let next = due.chain(arrivals).filter(|at| *at > self.now).min().unwrap_or(Duration::MAX);
         self.now = next.min(self.now + longest);
         for side in [CLIENT, SERVER] {
             self.wake(side, true);
         }
         for (side, Side { pumps, state, .. }) in self.sides.iter().enumerate() {
             for pump in pumps.iter().filter(|pump| pump.epoch.is_some() && state.is_attached()) {
-                let silent_since = self.wires[pump.wire].to[side].swallows;
+                let silent_since = self.wires[pump.wire].silent_since(side);
                 let latest = self.wires.len() - 1 == pump.wire;
                 if let Some(since) = silent_since.filter(|_| latest) {
                     assert!(self.now < since + DETECTION, "end {side} did not notice the silence");

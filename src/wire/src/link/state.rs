@@ -17,18 +17,12 @@ use bytes::{Bytes, BytesMut};
 use super::end::End;
 use super::frame::{self, CloseReason, Decoder, Frame, FrameError};
 use super::hello::Refusal;
+use super::inbox::Inbox;
 use super::liveness::{DEAD_AFTER, Liveness};
 use super::observer::TimedAck;
 use super::outgoing::Outgoing;
 use super::receipts::Receipts;
 use super::replay::{BadOffset, Replay};
-
-/// Received bytes that wait for the layer above before the connection is read no further: TCP then slows the peer.
-const PAUSE_ABOVE: usize = 1 << 20;
-
-/// How long it may pause. A layer above that reads nothing for longer must not make the path look dead; from then on
-/// only the hard limit bounds what is kept.
-const PAUSE_TIME: Duration = Duration::from_secs(2);
 
 /// Bounds of a link.
 #[derive(Clone, Copy, Debug)]
@@ -89,11 +83,7 @@ pub(super) struct State {
     limits: Limits,
     replay: Replay,
     receipts: Receipts,
-    inbox: VecDeque<Bytes>,
-    unread: usize,
-    /// The layer above reads no more.
-    discards: bool,
-    paused: Option<Duration>,
+    inbox: Inbox,
     /// The layer above writes no more.
     finished: bool,
     epoch: u64,
@@ -111,10 +101,7 @@ impl State {
             limits,
             replay: Replay::new(limits.unacknowledged),
             receipts: Receipts::default(),
-            inbox: VecDeque::new(),
-            unread: 0,
-            discards: false,
-            paused: None,
+            inbox: Inbox::default(),
             finished: false,
             epoch: 0,
             attachments: 0,
@@ -151,17 +138,10 @@ impl State {
         self.finished
     }
 
-    /// Whatever arrived or will arrive is of no use to anybody.
-    fn discard(&mut self) {
-        self.discards = true;
-        self.inbox.clear();
-        self.unread = 0;
-    }
-
     /// Nobody uses this end any more.
     pub(super) fn abandon(&mut self) {
         self.finish();
-        self.discard();
+        self.inbox.discard();
         if self.attachments == 0 {
             self.end(End::Done, None); // the peer has never heard of it
         }
@@ -169,9 +149,7 @@ impl State {
 
     /// Moves what arrived into `ready`. True when reading had paused and may go on.
     pub(super) fn take_received(&mut self, ready: &mut VecDeque<Bytes>) -> bool {
-        ready.append(&mut self.inbox);
-        self.unread = 0;
-        self.paused.take().is_some()
+        self.inbox.take(ready)
     }
 
     // The life of an attachment.
@@ -266,12 +244,8 @@ impl State {
             match frame {
                 Frame::Data(data) => {
                     self.receipts.count(data.len(), now);
-                    if self.discards {
-                        continue;
-                    }
-                    self.unread += data.len();
-                    self.inbox.push_back(data);
-                    if self.unread > self.limits.unread {
+                    self.inbox.put(data);
+                    if self.inbox.unread() > self.limits.unread {
                         return Err(self.end(End::Unread, Some(CloseReason::Overflow)));
                     }
                 }
@@ -296,11 +270,7 @@ impl State {
 
     /// Whether the connection may be read.
     pub(super) fn may_read(&mut self, now: Duration) -> bool {
-        if self.unread <= PAUSE_ABOVE {
-            self.paused = None;
-            return true;
-        }
-        now >= *self.paused.get_or_insert(now) + PAUSE_TIME
+        self.inbox.may_read(now)
     }
 
     // Time.
@@ -309,7 +279,7 @@ impl State {
     /// `blocked` while nothing more can be sent.
     pub(super) fn next_timeout(&self, now: Duration, blocked: bool) -> Option<Duration> {
         let attached = self.attached.as_ref().filter(|_| self.ended.is_none())?;
-        let resume = self.paused.map(|paused| paused + PAUSE_TIME).filter(|resume| *resume > now);
+        let resume = self.inbox.pauses_until().filter(|resume| *resume > now);
         let ack = self.receipts.deadline().filter(|_| !blocked);
         let first = ack.into_iter().chain(resume).min();
         Some(attached.live.deadline().min(first.unwrap_or(Duration::MAX)))
@@ -401,7 +371,7 @@ impl State {
     }
 
     pub(super) fn unread(&self) -> usize {
-        self.unread
+        self.inbox.unread()
     }
 
     fn check(&self, epoch: u64) -> Result<(), Stop> {

@@ -3,17 +3,17 @@
 //! Each direction of the line is one FIFO without loss, with a rate and a delay that may change, shared by all
 //! sessions. Times are microseconds, rates bits per second. What the lines must show is in [`paths`].
 
+mod events;
 mod paths;
 mod seen;
 
-use std::cmp::{Ordering, Reverse};
-use std::collections::BinaryHeap;
 use std::time::Duration;
 
+use self::events::{Event, Events};
+use self::seen::Seen;
 use super::gate::{Answer, FlowHistory, Gate};
 use super::law::Policy;
 use crate::link::TimedAck;
-use seen::Seen;
 
 /// The link's rule for acknowledgements.
 const ACK_BYTES: u64 = 32 << 10;
@@ -89,74 +89,10 @@ struct Flow {
     ping: Option<u64>,
 }
 
-#[derive(Clone, Copy)]
-enum Event {
-    /// An end of a session gets its turn.
-    Turn {
-        session: usize,
-        end: usize,
-    },
-    Arrive {
-        session: usize,
-        direction: usize,
-        link: u64,
-        payload: u64,
-        ping: Option<u64>,
-    },
-    AckTimer {
-        session: usize,
-        direction: usize,
-    },
-    AckArrive {
-        session: usize,
-        direction: usize,
-        ack: TimedAck,
-    },
-    AckDone {
-        session: usize,
-        direction: usize,
-        ack: TimedAck,
-    },
-    Ping {
-        session: usize,
-    },
-    /// The pace allows more.
-    Pace {
-        session: usize,
-        direction: usize,
-    },
-    Tick,
-    Burst,
-}
-
-struct Timed {
-    at: u64,
-    sequence: u64,
-    event: Event,
-}
-
-impl PartialEq for Timed {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-impl Eq for Timed {}
-impl PartialOrd for Timed {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Timed {
-    fn cmp(&self, other: &Self) -> Ordering {
-        (self.at, self.sequence).cmp(&(other.at, other.sequence))
-    }
-}
-
 struct World {
     line: Line,
     now: u64,
-    sequence: u64,
-    events: BinaryHeap<Reverse<Timed>>,
+    events: Events,
     /// Per direction of the line: when its last bit leaves, when its last packet arrives.
     busy: [(u64, u64); 2],
     sessions: Vec<[Pipe; 2]>,
@@ -188,8 +124,7 @@ fn run(line: &Line, sessions: &[Flows], policy: Policy, seconds: u64) -> Seen {
     let mut world = World {
         line: line.clone(),
         now: 0,
-        sequence: 0,
-        events: BinaryHeap::new(),
+        events: Events::default(),
         busy: [(0, 0); 2],
         sessions: sessions.iter().map(|flows| [pipe(flows, 0), pipe(flows, 1)]).collect(),
         turns: vec![Default::default(); sessions.len()],
@@ -199,11 +134,11 @@ fn run(line: &Line, sessions: &[Flows], policy: Policy, seconds: u64) -> Seen {
         seen: Seen::nothing(line, sessions.len()),
     };
     for session in 0..sessions.len() {
-        world.at(100_000 + 1_000 * session as u64, Event::Ping { session });
+        world.events.at(100_000 + 1_000 * session as u64, Event::Ping { session });
     }
-    world.at(300_000, Event::Tick);
-    world.at(400_000, Event::Burst);
-    while let Some(Reverse(Timed { at, event, .. })) = world.events.pop() {
+    world.events.at(300_000, Event::Tick);
+    world.events.at(400_000, Event::Burst);
+    while let Some((at, event)) = world.events.pop() {
         if at > seconds * SECOND {
             break;
         }
@@ -230,11 +165,6 @@ impl Flow {
 }
 
 impl World {
-    fn at(&mut self, at: u64, event: Event) {
-        self.sequence += 1;
-        self.events.push(Reverse(Timed { at, sequence: self.sequence, event }));
-    }
-
     fn random(&mut self) -> u64 {
         self.random =
             self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -257,7 +187,7 @@ impl World {
         }
         if self.turns[session][end].is_empty() {
             let wait = self.random() % longest;
-            self.at(self.now + wait, Event::Turn { session, end });
+            self.events.at(self.now + wait, Event::Turn { session, end });
         }
         self.turns[session][end].push(event);
         true
@@ -286,7 +216,7 @@ impl World {
                 let pipe = &mut self.sessions[session][direction];
                 pipe.last_ack = pipe.last_ack.max(self.now + late);
                 let at = pipe.last_ack;
-                self.at(at, Event::AckDone { session, direction, ack });
+                self.events.at(at, Event::AckDone { session, direction, ack });
             }
             Event::AckDone { session, direction, ack } => {
                 let now = self.clock(session);
@@ -308,7 +238,7 @@ impl World {
                     self.pump(session, 0);
                     self.pump(session, 1);
                 }
-                self.at(self.now + TICK, Event::Tick);
+                self.events.at(self.now + TICK, Event::Tick);
             }
             Event::Burst => {
                 self.burst_at = self.now;
@@ -322,7 +252,7 @@ impl World {
                         self.pump(session, direction);
                     }
                 }
-                self.at(self.now + SECOND, Event::Burst);
+                self.events.at(self.now + SECOND, Event::Burst);
             }
         }
     }
@@ -372,7 +302,7 @@ impl World {
             pipe.pacing = true;
             // Timers have a grain of a millisecond.
             let wait = (at.saturating_sub(now).as_micros() as u64).next_multiple_of(1_000).max(1_000);
-            self.at(self.now + wait, Event::Pace { session, direction });
+            self.events.at(self.now + wait, Event::Pace { session, direction });
         }
     }
 
@@ -409,7 +339,7 @@ impl World {
         let left = start + (size as f64 * 8e6 / (self.line.rate)(start)).max(1.0) as u64;
         let arrived = arrived.max(left + (self.line.delay)(left));
         self.busy[direction] = (left, arrived);
-        self.at(arrived, event);
+        self.events.at(arrived, event);
     }
 
     fn arrive(&mut self, session: usize, direction: usize, link: u64, payload: u64, ping: Option<u64>) {
@@ -435,7 +365,7 @@ impl World {
             self.acknowledge(session, direction);
         } else if !pipe.timer {
             pipe.timer = true;
-            self.at(now + ACK_TIME, Event::AckTimer { session, direction });
+            self.events.at(now + ACK_TIME, Event::AckTimer { session, direction });
         }
         match ping {
             Some(at) if direction == 0 => {
@@ -447,7 +377,7 @@ impl World {
             Some(at) => {
                 self.seen.pings[session].push((at, now - at));
                 let pause = 5_000 + self.random() % 5_000;
-                self.at(now + pause, Event::Ping { session });
+                self.events.at(now + pause, Event::Ping { session });
             }
             None => {}
         }
