@@ -65,6 +65,9 @@ pub struct Status {
     /// What it redirects.
     #[serde(default)]
     pub ranges: Vec<IpNet>,
+    /// The cluster's domain, where this machine's questions about names come to it.
+    #[serde(default)]
+    pub domain: Option<String>,
     /// None before the pod runs, and for `port-forward`.
     pub tunnels: Vec<Tunnel>,
 }
@@ -114,6 +117,7 @@ struct Shared {
     ready: OnceLock<()>,
     pool: OnceLock<Pool>,
     ranges: Mutex<Vec<IpNet>>,
+    domain: OnceLock<String>,
     explain: OnceLock<Explain>,
     quit: Notify,
 }
@@ -133,6 +137,7 @@ impl Session {
                 ready,
                 pool,
                 ranges: Mutex::default(),
+                domain: OnceLock::new(),
                 explain: OnceLock::new(),
                 quit: Notify::new(),
             }),
@@ -149,7 +154,12 @@ impl Session {
         *self.shared.ranges.lock().unwrap_or_else(PoisonError::into_inner) = ranges;
     }
 
-    /// It answers questions about names, from now on.
+    /// It answers this machine's questions about names of this domain, from now on.
+    pub fn answers_for(&self, domain: String) {
+        let _ = self.shared.domain.set(domain); // a pod made anew is in the same cluster
+    }
+
+    /// It explains names, from now on.
     pub fn explains(&self, explain: Explain) {
         let _ = self.shared.explain.set(explain); // there is one for each session
     }
@@ -171,7 +181,7 @@ impl Session {
 
     /// How it is.
     pub fn status(&self) -> Status {
-        let Shared { command, started, ready, pool, ranges, .. } = &*self.shared;
+        let Shared { command, started, ready, pool, ranges, domain, .. } = &*self.shared;
         Status {
             name: std::process::id().to_string(),
             command: (*command).to_owned(),
@@ -179,6 +189,7 @@ impl Session {
             ready: ready.get().is_some(),
             seconds: started.elapsed().as_secs_f64(),
             ranges: ranges.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            domain: domain.get().cloned(),
             tunnels: pool.get().map(Pool::status).unwrap_or_default().into_iter().map(Tunnel::from).collect(),
         }
     }

@@ -103,7 +103,7 @@ impl fmt::Display for Transport {
     }
 }
 
-/// A check question came: `NONCE.kshuttle-check.DOMAIN` or `NONCE.kshuttle-check.svc.DOMAIN`.
+/// A check question came: `NONCE.LABEL.kshuttle-check.DOMAIN`, or with `svc`; see [`zone::Zones::check`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Canary {
     /// The first label, in small letters.

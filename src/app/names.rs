@@ -25,6 +25,7 @@ use tokio::time::{Instant, sleep_until};
 use self::capture::{Capture, CaptureError, Wanted};
 use self::check::Before;
 use self::learn::{LearnError, Learnt};
+use super::redirect::others;
 use crate::cli::{NamesArgs, NamesMethod};
 use crate::cluster::client::Cluster;
 use crate::cluster::names::{follow_namespaces, namespaces};
@@ -113,7 +114,8 @@ impl Names {
                 return Ok(None);
             }
         };
-        let told = format!("{} at {} (told by {by})", domains::text(&domain), servers[0].ip());
+        let domain_text = domains::text(&domain);
+        let told = format!("{domain_text} at {} (told by {by})", servers[0].ip());
         let (followers, namespaces) = namespaces_of(cluster, args, steps).await;
         let zones = watch::Sender::new(Zones {
             domain,
@@ -123,6 +125,7 @@ impl Names {
             mapped: args.mapped(),
             ranges: ranges.borrow().clone(),
             extra: args.dns_zone.iter().map(|zone| (zone.name.clone(), zone.server)).collect(),
+            check: check::label(),
             ipv6: reaches_ipv6(&ranges.borrow()),
         });
         let stub = Stub::new(Settings {
@@ -160,6 +163,10 @@ impl Names {
             return Ok(None);
         }
         names.settle(steps).await?;
+        if let Some(session) = session {
+            session.answers_for(domain_text.clone());
+        }
+        names.tell_of_others(&domain_text, steps).await;
         steps.done("names", format_args!("{told}; {}", names.how()));
         Ok(Some(names))
     }
@@ -283,6 +290,19 @@ impl Names {
                     return Ok(());
                 }
             }
+        }
+    }
+
+    /// Two clusters of one domain: no name says which is meant.
+    async fn tell_of_others(&self, domain: &str, steps: &mut Steps) {
+        // systemd-resolved asks both, and takes the answer that comes first.
+        let whose = if self.capture.is_linked() { "either's" } else { "this session's while it runs" };
+        for other in others().await.into_iter().filter(|other| other.domain.as_deref() == Some(domain)) {
+            steps.say(format_args!(
+                "note: {domain} is the domain of session {}, too: names below it and below svc are {whose} \
+                 (--no-dns leaves them to the other)",
+                other.name
+            ));
         }
     }
 

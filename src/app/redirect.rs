@@ -20,7 +20,7 @@ use crate::cluster::client::Cluster;
 use crate::cluster::subnets::{self, Mode, Watch};
 use crate::control::registry::{Found, sessions};
 use crate::control::socket::ask;
-use crate::control::{Answer, Request};
+use crate::control::{Answer, Request, Status};
 use crate::dns;
 use crate::privileged::questions::{Questions, UpdateError};
 use crate::privileged::{PrivilegedError, Redirected};
@@ -145,7 +145,7 @@ fn limited(all: Vec<IpNet>, within: Option<&[IpNet]>) -> Vec<IpNet> {
 /// Takes away what other sessions have, and says so.
 async fn without_others(include: Vec<IpNet>) -> (Vec<IpNet>, Vec<RedirectError>) {
     let mut taken = Vec::new();
-    let others = others().await;
+    let others: Vec<_> = others().await.into_iter().map(|other| (other.name, other.ranges)).collect();
     let free = include.into_iter().filter(|ours| match meets(&others, *ours) {
         Some(error) => {
             taken.push(error);
@@ -163,14 +163,14 @@ fn meets(others: &[(String, Vec<IpNet>)], ours: IpNet) -> Option<RedirectError> 
     })
 }
 
-/// What this user's other sessions redirect.
-async fn others() -> Vec<(String, Vec<IpNet>)> {
+/// This user's other sessions.
+pub(super) async fn others() -> Vec<Status> {
     let mut others = Vec::new();
     let ours = super::session_name();
     for Found { name, socket } in sessions().into_iter().filter(|found| found.name != ours) {
         // One that does not answer is ending, or of a version that redirects nothing we could know of.
         if let Ok(Answer::Status(status)) = ask(&name, &socket, Request::Status).await {
-            others.push((name, status.ranges));
+            others.push(status);
         }
     }
     others

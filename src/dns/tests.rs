@@ -67,6 +67,7 @@ fn zones() -> Zones {
         mapped: Default::default(),
         ranges: Vec::new(),
         extra: Vec::new(),
+        check: "me".into(),
         ipv6: false,
     }
 }
@@ -163,7 +164,8 @@ async fn what_only_servers_ask_each_other_is_not_for_the_cluster() {
 async fn check_names_need_nobody() {
     let stub = stub(Untouched, false);
     let mut canaries = stub.canaries();
-    let answer = ask(&stub, &query("N7.kshuttle-check.svc.cluster.local.").to_vec().unwrap(), &none()).await;
+    let answer =
+        ask(&stub, &query("N7.me.kshuttle-check.svc.cluster.local.").to_vec().unwrap(), &none()).await;
     let record = answer.unwrap().answers[0].clone();
     assert_eq!((record.data.to_string(), record.ttl), ("192.0.2.53".into(), 0));
     let canary = canaries.recv().await.unwrap();
@@ -173,7 +175,7 @@ async fn check_names_need_nobody() {
 #[tokio::test(start_paused = true)]
 async fn explanations_survive_the_control_socket() {
     let stub = stub(Untouched, false);
-    let told = stub.explain("7.kshuttle-check.cluster.local", "a", &none()).await.unwrap();
+    let told = stub.explain("7.me.kshuttle-check.cluster.local", "a", &none()).await.unwrap();
     assert_eq!((told.kind.as_str(), told.code.as_str(), told.ours), ("A", "No Error", false));
     assert!(told.records[0].ends_with("192.0.2.53"), "{told:?}");
     let text = serde_json::to_string(&told).unwrap();
@@ -236,7 +238,7 @@ async fn clients_that_say_nothing_are_let_go_and_make_room() {
     let clients = async {
         let mut silent = TcpStream::connect(address).await.unwrap();
         let mut next = TcpStream::connect(address).await.unwrap();
-        framed::write(&mut next, &query("7.kshuttle-check.svc.").to_vec().unwrap()).await.unwrap();
+        framed::write(&mut next, &query("7.me.kshuttle-check.svc.").to_vec().unwrap()).await.unwrap();
         assert_eq!(framed::read(&mut silent).await.unwrap(), None);
         assert!(framed::read(&mut next).await.unwrap().is_some());
     };
@@ -255,7 +257,7 @@ async fn a_question_too_many_fails_at_once() {
     let connections = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     client.connect(datagrams.local_addr().unwrap()).await.unwrap();
-    let asked = query("7.kshuttle-check.cluster.local.").to_vec().unwrap();
+    let asked = query("7.me.kshuttle-check.cluster.local.").to_vec().unwrap();
     let ask = async || {
         client.send(&asked).await.unwrap();
         let mut answer = [0; 512];

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 pub use self::public::is_public;
 use self::public::is_special;
 
-/// Labels below the cluster's domain, and below `svc` there, that the stub answers by itself.
+/// Label below the cluster's domain, and below `svc` there, under which sessions have their check names.
 pub const CANARY: &str = "kshuttle-check";
 
 /// What is known about the cluster and the user's wishes; may change while the stub runs.
@@ -35,6 +35,9 @@ pub struct Zones {
     pub ranges: Vec<IpNet>,
     /// `--dns-zone`: these zones are asked at these servers, through the tunnel.
     pub extra: Vec<(Name, SocketAddr)>,
+    /// The label below [`CANARY`] whose names the stub answers by itself: no other session of this machine has it, and where
+    /// their stubs ask each other, each check question finds its own.
+    pub check: String,
     /// Whether this machine reaches the cluster's IPv6 addresses. If not, its names have none.
     pub ipv6: bool,
 }
@@ -66,8 +69,10 @@ pub enum Way {
 /// Why it goes there: sentences for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Why {
-    /// [`CANARY`].
+    /// Below [`CANARY`].
     Canary,
+    /// The same, of nobody or of another session.
+    OthersCanary,
     /// `--dns-zone`.
     Extra(Name),
     /// The cluster's domain.
@@ -100,6 +105,7 @@ impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Canary => write!(f, "kshuttle answers its own check names by itself"),
+            Self::OthersCanary => write!(f, "it is no check name of this session"),
             Self::Extra(zone) => write!(f, "--dns-zone names {zone}"),
             Self::Domain(domain) => write!(f, "{domain} is the cluster's domain"),
             Self::Svc(domain) => write!(f, "svc is short for svc.{domain}"),
@@ -130,8 +136,13 @@ impl Zones {
     /// Whose is `name`, if records of this `kind` are asked for?
     pub fn whose(&self, name: &Name, kind: RecordType) -> Verdict {
         let labels: Vec<String> = name.iter().map(lowercase).collect();
-        if self.is_canary(name) {
-            return Way::Stub.because(Why::Canary);
+        if let Some(zone) = self.canary_zone(name) {
+            let ours = zone.prepend_label(self.check.as_str()).is_ok_and(|ours| ours.zone_of(name));
+            return if ours {
+                Way::Stub.because(Why::Canary)
+            } else {
+                Way::Upstream.because(Why::OthersCanary)
+            };
         }
         let extra = self.extra.iter().filter(|(zone, _)| zone.zone_of(name));
         if let Some((zone, server)) = extra.max_by_key(|(zone, _)| zone.num_labels()) {
@@ -192,12 +203,12 @@ impl Zones {
         }
     }
 
-    /// `*.kshuttle-check` below the domain, below `svc` there, and below the short form of that.
-    fn is_canary(&self, name: &Name) -> bool {
-        let below = |zone: Name| zone.prepend_label(CANARY).is_ok_and(|zone| zone.zone_of(name));
-        let svc = self.domain.prepend_label("svc");
-        let short = Name::root().prepend_label("svc");
-        below(self.domain.clone()) || svc.is_ok_and(&below) || short.is_ok_and(below)
+    /// `kshuttle-check` below the domain, below `svc` there, or below the short form of that, if the name is below it.
+    fn canary_zone(&self, name: &Name) -> Option<Name> {
+        let svc = self.domain.prepend_label("svc").ok();
+        let short = Name::root().prepend_label("svc").ok();
+        let zones = [Some(self.domain.clone()), svc, short].into_iter().flatten();
+        zones.filter_map(|zone| zone.prepend_label(CANARY).ok()).find(|zone| zone.zone_of(name))
     }
 }
 

@@ -26,6 +26,7 @@ pub(crate) const TESTS: &[Test] = tests! {
         namespaces_do_not_take_domains_of_the_internet,
         every_end_gives_names_back,
         other_name_servers_are_followed,
+        sessions_stand_side_by_side,
         it_explains_what_becomes_of_a_name,
         names_can_be_left_alone;
 };
@@ -234,6 +235,43 @@ pub(crate) fn other_name_servers_are_followed() {
         both("203.0.113.98");
         assert!(kshuttle.said().contains("name servers changed"), "{}", kshuttle.said());
     });
+}
+
+/// Two clusters, as far as one box can be two: each with ranges and a domain of its own. Whichever came or goes first, names of
+/// both are found, and the rest.
+pub(crate) fn sessions_stand_side_by_side() {
+    let flags: [&[&str]; 2] = [&["10.96.0.0/12"], &["10.244.0.0/16", "--cluster-domain", "k8s.test"]];
+    for (laptop, first) in [(Laptop::Plain, 0), (Laptop::Forwarder, 1), (Laptop::NssResolve, 0)] {
+        with(laptop, |_| {
+            let hello = address_of("hello");
+            let finds = |domains: &[&str]| {
+                for program in programs(laptop) {
+                    for domain in domains {
+                        let name = format!("hello.default.svc.{domain}");
+                        let said = asked(&program, &name);
+                        assert!(said.contains(&hello), "{laptop:?}, {}: {name} is {said:?}", program.name);
+                    }
+                    assert!(asked(&program, "www.public.test").contains("203.0.113.80"), "{}", program.name);
+                }
+            };
+            let mut older = Kshuttle::start(flags[first]);
+            let mut newer = Kshuttle::start(flags[1 - first]);
+            finds(&["cluster.local", "k8s.test"]);
+            // The one below the other, and the one above.
+            older.stop(Signal::SIGKILL);
+            let again = Kshuttle::start(flags[first]);
+            finds(&["cluster.local", "k8s.test"]);
+            newer.stop(Signal::SIGINT);
+            finds(&[["cluster.local"], ["k8s.test"]][first]);
+            for kshuttle in [older, newer, again] {
+                assert!(!kshuttle.said().contains("names of the cluster:"), "{}", kshuttle.said());
+            }
+            let _one = Kshuttle::start(flags[0]);
+            let other = Kshuttle::start(&["10.244.0.0/16"]);
+            assert!(other.said().contains("cluster.local is the domain of session"), "{}", other.said());
+            finds(&["cluster.local"]);
+        });
+    }
 }
 
 pub(crate) fn it_explains_what_becomes_of_a_name() {

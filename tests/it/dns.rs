@@ -267,7 +267,7 @@ async fn our_own_questions_are_refused_when_they_come_back() {
 async fn check_questions_are_seen_with_their_way() {
     let scene = scene(Vec::new(), nowhere()).await;
     let mut canaries = scene.stub.canaries();
-    let bytes = query("A1.kshuttle-check.svc.cluster.local.", RecordType::A, None).to_vec().unwrap();
+    let bytes = query("A1.me.kshuttle-check.svc.cluster.local.", RecordType::A, None).to_vec().unwrap();
     by_udp(scene.udp, &bytes).await;
     by_tcp(scene.tcp, &bytes).await;
     for (transport, at) in [(Transport::Udp, scene.udp), (Transport::Tcp, scene.tcp)] {

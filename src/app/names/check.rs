@@ -84,14 +84,18 @@ pub(super) async fn all(stub: &Stub, zones: &Zones, system: &System) -> Result<(
     if comes(&mut seen, &nonce, program(&name), PROGRAM).await { Ok(()) } else { Err(CheckError::Program) }
 }
 
+/// What no other session's check names have: process ids alone are used again, and caches remember.
+pub(super) fn label() -> String {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    format!("{:x}-{:x}", std::process::id(), since.as_nanos())
+}
+
 /// A name that nobody has asked for: no cache knows it.
 fn check_name(zones: &Zones) -> (String, Name) {
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let number = COUNT.fetch_add(1, Ordering::Relaxed);
-    let nonce = format!("{:x}-{:x}-{number:x}", std::process::id(), since.as_nanos());
-    let name = Name::from_ascii(format!("{nonce}.{CANARY}.svc.{}", zones.domain)).unwrap_or_default();
-    (nonce, name)
+    let nonce = format!("{:x}", COUNT.fetch_add(1, Ordering::Relaxed));
+    let name = Name::from_ascii(format!("{nonce}.{}.{CANARY}.svc.{}", zones.check, zones.domain));
+    (nonce, name.unwrap_or_default())
 }
 
 /// True when whoever asks got an answer, and the stub saw the question.

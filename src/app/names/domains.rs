@@ -100,6 +100,7 @@ mod tests {
             mapped: set(&["rs"]),
             ranges: Vec::new(),
             extra: vec![(Name::from_ascii("corp.example.").unwrap(), "10.0.0.53:53".parse().unwrap())],
+            check: String::new(),
             ipv6: false,
         };
         let (domains, search) = of(&zones, true);
@@ -131,6 +132,7 @@ mod tests {
             mapped: Default::default(),
             ranges: Vec::new(),
             extra: Vec::new(),
+            check: String::new(),
             ipv6: false,
         };
         let (domains, search) = of(&zones, true);

@@ -10,6 +10,7 @@ fn zones() -> Zones {
         mapped: set(&["app"]),
         ranges: vec!["10.96.0.0/12".parse().unwrap(), "fd00:10::/32".parse().unwrap()],
         extra: Vec::new(),
+        check: "Me-1".into(),
         ipv6: true,
     }
 }
@@ -148,10 +149,11 @@ fn the_longest_extra_zone_wins_over_the_cluster() {
 fn canaries() {
     let mut zones = zones();
     zones.extra = vec![(name("local."), "10.1.1.1:53".parse().unwrap())];
-    for asked in
-        ["7.kshuttle-check.cluster.local.", "7.Kshuttle-Check.svc.cluster.local.", "7.kshuttle-check.svc."]
+    for zone in ["kshuttle-check.cluster.local.", "Kshuttle-Check.svc.cluster.local.", "kshuttle-check.svc."]
     {
-        assert_eq!(whose(&zones, asked), "stub", "{asked}");
+        assert_eq!(whose(&zones, &format!("7.me-1.{zone}")), "stub", "{zone}");
+        assert_eq!(whose(&zones, &format!("7.me-2.{zone}")), "upstream", "{zone}, of another session");
+        assert_eq!(whose(&zones, &format!("7.{zone}")), "upstream", "{zone}, of nobody");
     }
     assert_eq!(whose(&zones, "7.xkshuttle-check.cluster.local."), "10.1.1.1:53");
 }

@@ -58,6 +58,7 @@ pub(super) async fn scene(servers: Vec<SocketAddr>, upstream: Upstream) -> Scene
             mapped: Default::default(),
             ranges: vec!["10.96.0.0/12".parse().unwrap()],
             extra: Vec::new(),
+            check: "me".into(),
             ipv6: false,
         }),
     );
