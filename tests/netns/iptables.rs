@@ -198,7 +198,8 @@ pub(crate) fn it_serves_where_nft_is_missing() {
         helper.say(&Request::Plan(plan("a", &listener, &["10.0.0.0/8"], &[])));
         let Some(Reply::Ready { method, notes, .. }) = helper.hear() else { panic!("not ready") };
         assert_eq!(method, "iptables");
-        assert!(notes.iter().any(|note| note.starts_with("nft cannot be used: ")), "{notes:?}");
+        let why = "nft cannot be used: starting nft failed: nft is not in ";
+        assert!(notes.iter().any(|note| note.starts_with(why)), "{notes:?}");
         let _application = connect_to("10.2.2.3:80");
         assert_eq!(listener.next().0.to_string(), "10.2.2.3:80");
         assert_eq!(helper.stop().failures, []);
