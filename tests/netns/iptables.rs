@@ -6,7 +6,7 @@ use std::path::Path;
 
 use kshuttle_helper::protocol::{Method, Plan, Reply, Request};
 use nix::mount::{MsFlags, mount};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 
 use super::helper::{Helper, plan};
 use super::listener::{Listener, reset};
@@ -148,11 +148,7 @@ pub(crate) fn what_both_left_is_taken_out_by_the_next() {
         let before = saved();
         let listener = Listener::start();
         let mut helper = Helper::ready(&by_iptables(plan("a", &listener, &["10.1.0.0/16", "fd00::/8"], &[])));
-        let watchdog = helper.child("kshuttle-helper");
-        kill(watchdog, Signal::SIGSTOP).unwrap(); // it cannot act in between
-        helper.signal(Signal::SIGKILL);
-        kill(watchdog, Signal::SIGKILL).unwrap();
-        assert_eq!(helper.wait(), (None, String::new()));
+        helper.kill_with(&[helper.child("kshuttle-helper")]);
         assert!(saved().contains("kshuttle_a"), "iptables' rules outlive everybody");
         // Of an older version, or of one whose record is lost: the process in its name is no more.
         scene::output("iptables", &["-t", "nat", "-N", "kshuttle_4194304"]);
