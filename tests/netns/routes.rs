@@ -32,6 +32,10 @@ fn with_link_local_only() {
     scene::ip("-6 addr add fe80::2/64 dev wan0 nodad");
     scene::ip("-6 neigh add fe80::1 lladdr 02:00:00:00:00:01 dev wan0 nud permanent");
     scene::ip("-6 route add default via fe80::1 dev wan0");
+    // The kernel adds it a little later than the address; a test that looks before would take it for the helper's.
+    eventually("the address has a route", || {
+        output("ip", &["-6", "route", "show", "table", "local"]).contains("fe80::2")
+    });
 }
 
 /// Once on each of these laptops.
