@@ -2,6 +2,8 @@
 //! stands or nothing does; `undo` returns the machine to what it was, and says what it could not return.
 
 #[cfg(target_os = "linux")]
+mod backend;
+#[cfg(target_os = "linux")]
 mod conntrack;
 #[cfg(target_os = "linux")]
 mod hostile;

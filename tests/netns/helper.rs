@@ -186,6 +186,15 @@ impl Helper {
         kill(self.pid(), signal).unwrap();
     }
 
+    /// Kills it together with these children of it. All are stopped before, so that none acts in between.
+    pub(crate) fn kill_with(&mut self, children: &[Pid]) {
+        let all = [&[self.pid()], children].concat();
+        for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
+            all.iter().for_each(|process| kill(*process, signal).unwrap());
+        }
+        assert_eq!(self.wait(), (None, String::new()));
+    }
+
     /// Waits until the helper and its watchdog are gone: exit code (none after a signal), words on standard error.
     pub(crate) fn wait(&mut self) -> (Option<i32>, String) {
         let (deadline, mut said) = (Instant::now() + PATIENCE, Vec::new());

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use kshuttle_helper::protocol::{Method, Plan, Reply, Request};
 use nix::mount::{MsFlags, mount};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 
 use super::helper::{Helper, plan};
 use super::listener::{Listener, reset};
@@ -148,11 +148,7 @@ pub(crate) fn what_both_left_is_taken_out_by_the_next() {
         let before = saved();
         let listener = Listener::start();
         let mut helper = Helper::ready(&by_iptables(plan("a", &listener, &["10.1.0.0/16", "fd00::/8"], &[])));
-        let watchdog = helper.child("kshuttle-helper");
-        kill(watchdog, Signal::SIGSTOP).unwrap(); // it cannot act in between
-        helper.signal(Signal::SIGKILL);
-        kill(watchdog, Signal::SIGKILL).unwrap();
-        assert_eq!(helper.wait(), (None, String::new()));
+        helper.kill_with(&[helper.child("kshuttle-helper")]);
         assert!(saved().contains("kshuttle_a"), "iptables' rules outlive everybody");
         // Of an older version, or of one whose record is lost: the process in its name is no more.
         scene::output("iptables", &["-t", "nat", "-N", "kshuttle_4194304"]);
@@ -198,7 +194,8 @@ pub(crate) fn it_serves_where_nft_is_missing() {
         helper.say(&Request::Plan(plan("a", &listener, &["10.0.0.0/8"], &[])));
         let Some(Reply::Ready { method, notes, .. }) = helper.hear() else { panic!("not ready") };
         assert_eq!(method, "iptables");
-        assert!(notes.iter().any(|note| note.starts_with("nft cannot be used: ")), "{notes:?}");
+        let why = "nft cannot be used: starting nft failed: nft is not in ";
+        assert!(notes.iter().any(|note| note.starts_with(why)), "{notes:?}");
         let _application = connect_to("10.2.2.3:80");
         assert_eq!(listener.next().0.to_string(), "10.2.2.3:80");
         assert_eq!(helper.stop().failures, []);

@@ -172,10 +172,7 @@ pub(crate) fn sigkill_of_all_leaves_nothing() {
     leaves_nothing(|mut helper| {
         let copies = helper.children("kshuttle-helper");
         assert_eq!(copies.len(), 2, "the watchdog and the link's holder");
-        helper.signal(Signal::SIGSTOP); // it does not look after them
-        copies.into_iter().for_each(|copy| kill(copy, Signal::SIGKILL).unwrap());
-        helper.signal(Signal::SIGKILL);
-        assert_eq!(helper.wait(), (None, String::new()));
+        helper.kill_with(&copies);
     });
 }
 

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
 
 use kshuttle_helper::protocol::{Method, NameServer, Plan, Reply, Request};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 
 use super::datagrams::{bind, origin};
 use super::helper::{Helper, plan};
@@ -32,6 +32,10 @@ fn with_link_local_only() {
     scene::ip("-6 addr add fe80::2/64 dev wan0 nodad");
     scene::ip("-6 neigh add fe80::1 lladdr 02:00:00:00:00:01 dev wan0 nud permanent");
     scene::ip("-6 route add default via fe80::1 dev wan0");
+    // The kernel adds it a little later than the address; a test that looks before would take it for the helper's.
+    eventually("the address has a route", || {
+        output("ip", &["-6", "route", "show", "table", "local"]).contains("fe80::2")
+    });
 }
 
 /// Once on each of these laptops.
@@ -323,10 +327,7 @@ pub(crate) fn sigkill_of_all_is_undone_by_the_kernel() {
         assert_was_reset(application);
         let copies = helper.children("kshuttle-helper");
         assert_eq!(copies.len(), 2, "the watchdog and the link's holder");
-        helper.signal(Signal::SIGSTOP); // it does not look after them
-        copies.into_iter().for_each(|copy| kill(copy, Signal::SIGKILL).unwrap());
-        helper.signal(Signal::SIGKILL);
-        assert_eq!(helper.wait(), (None, String::new()));
+        helper.kill_with(&copies);
     });
 }
 
@@ -336,10 +337,7 @@ pub(crate) fn sigkill_of_both_is_undone_by_the_kernel() {
         reset(stream); // nobody could afterwards
         assert_was_reset(application);
         let watchdog = *helper.children("kshuttle-helper").last().unwrap();
-        kill(watchdog, Signal::SIGSTOP).unwrap(); // it cannot act in between
-        helper.signal(Signal::SIGKILL);
-        kill(watchdog, Signal::SIGKILL).unwrap();
-        assert_eq!(helper.wait(), (None, String::new()));
+        helper.kill_with(&[watchdog]);
     });
 }
 

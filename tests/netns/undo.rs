@@ -137,11 +137,7 @@ pub(crate) fn sigkill_of_both_is_undone_by_the_kernel() {
         let before = scene::state();
         let listener = Listener::start();
         let mut helper = Helper::ready(&plan("a", &listener, &["10.0.0.0/8"], &[]));
-        let watchdog = helper.child("kshuttle-helper");
-        kill(watchdog, Signal::SIGSTOP).unwrap(); // it cannot act in between
-        helper.signal(Signal::SIGKILL);
-        kill(watchdog, Signal::SIGKILL).unwrap();
-        assert_eq!(helper.wait(), (None, String::new()));
+        helper.kill_with(&[helper.child("kshuttle-helper")]);
         eventually("the table is gone", || scene::ruleset().is_empty());
         assert_eq!(scene::state(), before);
     });

@@ -10,6 +10,7 @@ pub(super) mod text;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
+use super::backend::Error;
 use super::conntrack::Tuple;
 use super::linux::{self, Backend};
 use super::program::{self, IP6TABLES_RESTORE, IP6TABLES_SAVE, IPTABLES_RESTORE, IPTABLES_SAVE, Program};
@@ -28,46 +29,6 @@ const MOST_STANDING: usize = 512;
 
 /// Arguments of `iptables-restore`: other people's rules stay, and a lock that somebody else holds is waited for, 5 s.
 const RESTORE: [&str; 2] = ["--noflush", "--wait=5"];
-
-/// Why iptables does not redirect.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
-    /// One of its programs.
-    #[error("starting iptables failed")]
-    Start(#[source] program::Error),
-    /// The rules; nothing of this table was carried out.
-    #[error("putting the rules in failed")]
-    Rules(#[source] program::Error),
-    /// The read-back failed.
-    #[error("reading the rules back failed")]
-    ReadBack(#[source] program::Error),
-    /// The read-back shows something else.
-    #[error("the rules read back lack {0}")]
-    Lacking(String),
-    /// The record of what is left when we are killed.
-    #[error("writing down what we change failed")]
-    Record(#[source] std::io::Error),
-    /// There are rules with our name already.
-    #[error("a session of this name redirects already")]
-    Exists,
-    /// More than [`MOST_STANDING`].
-    #[error(
-        "more than {MOST_STANDING} connections with included addresses are open: exclude some of these addresses"
-    )]
-    TooManyStanding,
-}
-
-impl Error {
-    /// The name in [`crate::protocol::Reply::Failed`].
-    pub(super) fn step(&self) -> &'static str {
-        match self {
-            Self::Start(_) => "iptables",
-            Self::Record(_) => "leftovers",
-            Self::Rules(_) | Self::Exists | Self::TooManyStanding => "rules",
-            Self::ReadBack(_) | Self::Lacking(_) => "verify",
-        }
-    }
-}
 
 /// A family's programs.
 #[derive(Debug, Clone, Copy)]
@@ -116,7 +77,7 @@ impl Iptables {
     /// Looks whether it is there; makes nothing yet but the record.
     pub(super) fn start(plan: &Plan) -> Result<Self, Error> {
         for family in FAMILIES.iter().filter(|family| !family.v6) {
-            let saved = family.saved().map_err(Error::Start)?;
+            let saved = family.saved().map_err(|error| Error::Start("iptables", error))?;
             if text::names(&saved).iter().any(|name| name == plan.table()) {
                 return Err(Error::Exists);
             }
@@ -140,7 +101,7 @@ impl Backend for Iptables {
     fn put_in(&mut self, plan: &Plan, standing: &[Tuple]) -> Result<Vec<String>, linux::Error> {
         let mut notes = Vec::new();
         if standing.len() > MOST_STANDING {
-            return Err(Error::TooManyStanding.into());
+            return Err(Error::TooManyStanding(MOST_STANDING).into());
         }
         self.standing = standing.to_vec();
         let mut families = Vec::new();
@@ -181,7 +142,7 @@ impl Backend for Iptables {
 
     fn update(&mut self, plan: &Plan, standing: &[Tuple]) -> Result<(), linux::Error> {
         if self.standing.len() + standing.len() > MOST_STANDING {
-            return Err(Error::TooManyStanding.into());
+            return Err(Error::TooManyStanding(MOST_STANDING).into());
         }
         self.standing.extend_from_slice(standing);
         self.names(plan) // all of the rules, too

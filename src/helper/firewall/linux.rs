@@ -29,6 +29,7 @@ use std::time::Duration;
 use nix::ifaddrs::getifaddrs;
 
 use super::UpdateError;
+use super::backend;
 use super::conntrack::{self, Conntrack, Entry, Tuple};
 use super::iptables::{self, Iptables};
 use super::nft::{self, Nft};
@@ -49,12 +50,9 @@ pub(crate) enum Error {
     /// We may not.
     #[error("changing the firewall needs root with CAP_NET_ADMIN; start kshuttle-helper by sudo")]
     Privilege,
-    /// nft does not do it.
+    /// nft does not do it, or iptables.
     #[error(transparent)]
-    Nft(#[from] nft::Error),
-    /// iptables does not do it.
-    #[error(transparent)]
-    Iptables(#[from] iptables::Error),
+    Backend(#[from] backend::Error),
     /// Neither does.
     #[error("neither nft nor iptables can redirect here: {nft}; {iptables}")]
     Neither {
@@ -88,8 +86,7 @@ impl Error {
     pub(crate) fn step(&self) -> &'static str {
         match self {
             Self::Privilege => "privilege",
-            Self::Nft(error) => error.step(),
-            Self::Iptables(error) => error.step(),
+            Self::Backend(error) => error.step(),
             Self::Neither { .. } => "rules",
             Self::Watchdog(_) => "watchdog",
             Self::Standing(_) | Self::Addresses(_) => "standing",
@@ -157,7 +154,7 @@ pub(super) fn apply(plan: Plan) -> Result<Rules, Error> {
         Method::Nft => return apply_by(plan, |plan| Nft::start(plan).map(boxed), swept),
         Method::Iptables => return apply_by(plan, |plan| Iptables::start(plan).map(boxed), swept),
         Method::Auto => match apply_by(plan.clone(), |plan| Nft::start(plan).map(boxed), swept.clone()) {
-            Err(Error::Nft(error)) if error.is_lack() => {
+            Err(Error::Backend(error)) if nft::is_lack(&error) => {
                 (error, apply_by(plan, |plan| Iptables::start(plan).map(boxed), swept))
             }
             done => return done,
@@ -176,16 +173,16 @@ fn boxed(backend: impl Backend + 'static) -> Box<dyn Backend> {
     Box::new(backend)
 }
 
-fn apply_by<E: Into<Error>>(
+fn apply_by(
     plan: Plan,
-    start: impl FnOnce(&Plan) -> Result<Box<dyn Backend>, E>,
+    start: impl FnOnce(&Plan) -> Result<Box<dyn Backend>, backend::Error>,
     mut notes: Vec<String>,
 ) -> Result<Rules, Error> {
     let rank = Rank::take()?; // before the watchdog, which holds it, too
     let exempt = names::exempt_groups(&plan, rank.number());
     let plan = plan.with_exempt(exempt);
     let conntrack = Conntrack::open().map_err(Error::Conntrack)?;
-    let mut backend = start(&plan).map_err(Into::into)?;
+    let mut backend = start(&plan)?;
     let routes = routes::noted(plan.routed().map(|_| Routes::start(plan.table())), &mut notes);
     let watchdog = match Watchdog::start(|| undo::as_watchdog(&mut *backend, &plan, routes.as_ref())) {
         Ok(watchdog) => watchdog,

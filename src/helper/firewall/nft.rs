@@ -8,50 +8,20 @@ pub(super) mod text;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
+use super::backend::Error;
 use super::conntrack::Tuple;
 use super::linux::{self, Backend};
 use super::program;
 use crate::plan::Plan;
 use text::Chain;
 
-/// Why nft does not redirect.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
-    /// The program nft.
-    #[error("starting nft failed")]
-    Start(#[source] program::Error),
-    /// The transaction; nothing of it was carried out.
-    #[error("putting the rules in failed")]
-    Rules(#[source] program::Error),
-    /// The read-back failed.
-    #[error("reading the rules back failed")]
-    ReadBack(#[source] program::Error),
-    /// The read-back shows something else.
-    #[error("the rules read back lack {0}")]
-    Lacking(String),
-    /// The child did not end.
-    #[error("ending nft failed")]
-    End(#[source] program::Error),
-}
-
-impl Error {
-    /// The name in [`crate::protocol::Reply::Failed`].
-    pub(super) fn step(&self) -> &'static str {
-        match self {
-            Self::Start(_) | Self::End(_) => "nft",
-            Self::Rules(_) => "rules",
-            Self::ReadBack(_) | Self::Lacking(_) => "verify",
-        }
-    }
-
-    /// Does this machine lack something that another way of redirecting may not need?
-    pub(super) fn is_lack(&self) -> bool {
-        match self {
-            Self::Start(_) => true,
-            // A table that is there already is a session with our name, not a lack.
-            Self::Rules(program::Error::Refused(_, said)) => !is_there_already(said),
-            _ => false,
-        }
+/// Does this machine lack something that another way of redirecting may not need?
+pub(super) fn is_lack(error: &Error) -> bool {
+    match error {
+        Error::Start(..) => true,
+        // A table that is there already is a session with our name, not a lack.
+        Error::Rules(program::Error::Refused(_, said)) => !is_there_already(said),
+        _ => false,
     }
 }
 
@@ -72,7 +42,7 @@ pub(super) struct Nft {
 impl Nft {
     /// Starts the child; makes nothing yet.
     pub(super) fn start(plan: &Plan) -> Result<Self, Error> {
-        let child = child::Nft::start(plan.table()).map_err(Error::Start)?;
+        let child = child::Nft::start(plan.table()).map_err(|error| Error::Start("nft", error))?;
         Ok(Self { child, pinned: true })
     }
 
@@ -129,7 +99,7 @@ impl Backend for Nft {
     }
 
     fn end(self: Box<Self>) -> Result<(), linux::Error> {
-        Ok(self.child.end(true).map_err(Error::End)?)
+        Ok(self.child.end(true).map_err(|error| Error::End("nft", error))?)
     }
 
     fn datagram_seconds(&self) -> Option<[u32; 2]> {
