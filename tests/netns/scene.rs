@@ -70,6 +70,11 @@ pub(crate) fn run(test: impl FnOnce() + Send) {
                 mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).unwrap();
                 fs::write("/proc/sys/net/ipv6/conf/default/router_solicitations", "0").unwrap();
                 SETUP.lines().map(str::trim).filter(|line| !line.is_empty()).for_each(ip);
+                // The kernel makes these when the other end's carrier comes, a little later.
+                eventually("the links have their multicast routes", || {
+                    let routes = output("ip", &["-6", "route", "show", "table", "local"]);
+                    ["wan0", "wan1"].iter().all(|link| routes.contains(&format!("ff00::/8 dev {link}")))
+                });
                 test();
             })
             .join()
@@ -134,12 +139,21 @@ pub(crate) fn output(program: &str, arguments: &[&str]) -> String {
 
 /// Packets that left by `wan0`, without the multicast reports of IPv6 that no setting stops.
 pub(crate) fn leaked() -> u64 {
-    let devices = fs::read_to_string("/proc/thread-self/net/dev").unwrap();
-    let wan = devices.lines().find_map(|line| line.trim().strip_prefix("wan0:")).unwrap();
-    let sent: u64 = wan.split_whitespace().nth(9).unwrap().parse().unwrap();
-    let reports = fs::read_to_string("/proc/thread-self/net/dev_snmp6/wan0").unwrap();
-    let reports = reports.lines().find_map(|line| line.strip_prefix("Icmp6OutMLDv2Reports")).unwrap();
-    sent - reports.trim().parse::<u64>().unwrap()
+    loop {
+        let before = reports();
+        let devices = fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+        let wan = devices.lines().find_map(|line| line.trim().strip_prefix("wan0:")).unwrap();
+        let sent: u64 = wan.split_whitespace().nth(9).unwrap().parse().unwrap();
+        if reports() == before {
+            return sent - before;
+        }
+    }
+}
+
+fn reports() -> u64 {
+    let counters = fs::read_to_string("/proc/thread-self/net/dev_snmp6/wan0").unwrap();
+    let reports = counters.lines().find_map(|line| line.strip_prefix("Icmp6OutMLDv2Reports")).unwrap();
+    reports.trim().parse().unwrap()
 }
 
 /// Entries of conntrack in this namespace.
