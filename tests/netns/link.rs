@@ -1,6 +1,7 @@
 //! Names, with a real systemd-resolved: those below the link's domains are asked of the stub, all others of the server that
 //! was asked before.
 
+use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
@@ -99,6 +100,27 @@ pub(crate) fn other_domains_replace_the_first() {
         set(&mut helper, &link_to(&next, &["svc"], &[]));
         output("resolvectl", &["flush-caches"]);
         assert_eq!(found("hello.demo.svc"), ["10.96.8.8"]);
+        assert_eq!(helper.stop().failures, []);
+    });
+}
+
+/// The stub speaks neither DNSSEC nor TLS, and names with a dot are no multicast names.
+pub(crate) fn the_system_s_own_settings_may_be_strict() {
+    with_each(|mut scene| {
+        scene.resolver.stop();
+        let settings = fs::read_to_string("/etc/systemd/resolved.conf").unwrap();
+        let strict = settings.replace("=no\n", "=yes\n");
+        assert!(strict.contains("DNSSEC=yes") && strict.contains("DNSOverTLS=yes"), "{strict}");
+        fs::write("/etc/systemd/resolved.conf", strict).unwrap();
+        scene.resolver.start_resolved();
+        let helper = scene.linked(&["cluster.local", "svc"], &["demo.svc.cluster.local"]);
+        for name in ["hello.demo.svc.cluster.local", "hello"] {
+            assert_eq!(found(name), ["10.96.7.7", "fd00:10:96::7"], "{name}");
+        }
+        assert_eq!(found("hello.demo.svc"), ["10.96.7.7"]);
+        // They are in force: the server outside has no TLS.
+        assert_eq!(found("www.public.test"), [""; 0]);
+        assert!(!scene.upstream.has_seen("www.public.test"));
         assert_eq!(helper.stop().failures, []);
     });
 }

@@ -136,6 +136,7 @@ const TESTS: &[Test] = tests! {
         search_domains_complete_short_names,
         a_name_asked_before_is_found_afterwards_and_not_after_the_end,
         other_domains_replace_the_first,
+        the_system_s_own_settings_may_be_strict,
         it_survives_a_restart_of_resolved,
         two_sessions_have_a_link_each,
         a_silent_stub_holds_back_no_other_names,
