@@ -2,10 +2,12 @@
 
 use std::net::{SocketAddr, UdpSocket};
 
-use kshuttle_helper::protocol::{Plan, Reply, Request};
+use kshuttle_helper::protocol::{Bridge, Method, Plan, Reply, Request};
 
 use super::helper::{Helper, plan};
+use super::iptables::with_each;
 use super::listener::Listener;
+use super::neighbour::Container;
 use super::scene::{self, PATIENCE, eventually, leaked};
 
 const INCLUDE: [&str; 2] = ["10.0.0.0/8", "fd00::/8"];
@@ -127,4 +129,42 @@ pub(crate) fn without_a_port_they_are_left_alone() {
         eventually("it left by wan0", || leaked() == 1);
         assert_eq!(helper.stop().guard_dropped, 0);
     });
+}
+
+/// What they send to the cluster comes to the bridge's listeners, and they see the answers come from there.
+fn containers_ask(method: Method) {
+    let container = Container::start();
+    let (v4, v6) = (bind("172.18.0.1:0"), bind("[fd77::1]:0"));
+    let streams = Listener::at(["172.18.0.1", "fd77::1"]);
+    let bridge = |ours: &UdpSocket, subnet: &str, listener| Bridge {
+        name: "br0".into(),
+        address: ours.local_addr().unwrap().ip(),
+        subnet: subnet.parse().unwrap(),
+        listener,
+        datagrams: Some(ours.local_addr().unwrap().port()),
+    };
+    let bridges = vec![bridge(&v4, "172.18.0.0/24", streams.v4), bridge(&v6, "fd77::/64", streams.v6)];
+    let plan = plan("a", &Listener::start(), &INCLUDE, &[]);
+    let mut helper = Helper::ready(&Plan { method, bridges, ..plan });
+    for (ours, any, destinations) in [
+        (&v4, "0.0.0.0:0", ["10.1.2.3:53", "10.1.2.4:54"]),
+        (&v6, "[::]:0", ["[fd00::9]:53", "[fd00::10]:54"]),
+    ] {
+        let application = container.does(move || bind(any));
+        for destination in destinations.map(|text| text.parse::<SocketAddr>().unwrap()) {
+            application.send_to(b"question", destination).unwrap();
+            let (length, from) = ours.recv_from(&mut [0; 64]).unwrap();
+            assert_eq!((length, origin(&mut helper, from, ours)), (8, Some(destination)));
+            ours.send_to(b"answer", from).unwrap();
+            let (length, sender) = application.recv_from(&mut [0; 64]).unwrap();
+            assert_eq!((length, sender), (6, destination), "what the container sees");
+        }
+    }
+    assert_eq!(leaked(), 0);
+    assert_eq!(helper.stop().failures, []);
+}
+
+pub(crate) fn containers_behind_a_bridge() {
+    scene::run(|| containers_ask(Method::Nft));
+    with_each(|| containers_ask(Method::Iptables));
 }

@@ -56,7 +56,8 @@ const TESTS: &[Test] = tests! {
         a_port_used_again_is_asked_again,
         their_timeouts_are_ours,
         what_was_sent_before_is_redirected_now,
-        without_a_port_they_are_left_alone;
+        without_a_port_they_are_left_alone,
+        containers_behind_a_bridge;
     names:
         each_server_has_a_port_of_its_own,
         who_was_connected_follows_at_once,
