@@ -27,6 +27,7 @@ pub mod cli;
 pub mod cluster;
 pub mod control;
 pub mod dns;
+pub mod failure;
 pub mod logging;
 pub mod port_forward;
 pub mod privileged;

@@ -8,7 +8,7 @@ use kshuttle::privileged::{self, Starting};
 use kshuttle::privileges::{self, Became};
 use kshuttle::proxy::orig_dst;
 use kshuttle::report::{self, Steps};
-use kshuttle::{app, logging, sudoers};
+use kshuttle::{app, failure, logging, sudoers};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Room for the connections of sixteen tunnels, the most there can be.
@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     logging::start(cli.cluster.verbose);
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => ExitCode::from(report::failure(&error)),
+        Err(error) => ExitCode::from(failure::tell(&error)),
     }
 }
 

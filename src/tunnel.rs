@@ -14,6 +14,7 @@ pub use self::ident::IdentError;
 use kshuttle_wire::flow::Flow;
 use kshuttle_wire::flow::client::OpenError;
 use kshuttle_wire::flow::udp::DatagramFlow;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::addr::Target;
 
@@ -34,6 +35,10 @@ pub trait Connect: Clone + Send + Sync + 'static {
     fn connect_udp(&self, target: &Target)
     -> impl Future<Output = Result<DatagramFlow, ConnectError>> + Send;
 }
+
+/// What a tunnel's byte stream must be able to do.
+pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 
 /// Why nobody could be asked for a connection.
 #[derive(Debug, thiserror::Error)]

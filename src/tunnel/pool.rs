@@ -29,7 +29,6 @@ use kshuttle_wire::flow::client::OpenError;
 use kshuttle_wire::flow::udp::DatagramFlow;
 use kshuttle_wire::link::sleep::Sleeps;
 use kshuttle_wire::pacing::Policy;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -39,7 +38,7 @@ pub use self::status::TunnelStatus;
 use super::identity::{HostKey, Identity};
 use super::network::Changes;
 use super::ssh::{ResolverFileError, Session};
-use super::{Connect, ConnectError};
+use super::{ByteStream, Connect, ConnectError};
 use crate::addr::Target;
 
 /// Tunnels to a pod. Two: a path that fails leaves the other one, and the planned renewal of one disturbs nobody.
@@ -56,10 +55,6 @@ pub const LIFETIME: Duration = Duration::from_secs(50 * 60);
 /// How much may be under way in each direction of a tunnel, if nothing else is said: what the path is measured to hold
 /// (`docs/pacing.md`).
 pub const PACING: Policy = Policy::Auto;
-
-/// What a tunnel's byte stream must be able to do.
-pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 
 /// How to reach one pod. A clone is the same route.
 #[derive(Clone)]

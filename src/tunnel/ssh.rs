@@ -20,9 +20,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 pub use self::resolver_file::ResolverFileError;
+use super::ByteStream;
 use super::ident::Greeted;
 use super::identity::{HostKey, Identity};
-use super::pool::ByteStream;
 use super::{Connect, ConnectError};
 use crate::addr::Target;
 

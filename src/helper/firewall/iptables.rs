@@ -10,9 +10,8 @@ pub(super) mod text;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use super::backend::Error;
+use super::backend::{Backend, Error};
 use super::conntrack::Tuple;
-use super::linux::{self, Backend};
 use super::program::{self, IP6TABLES_RESTORE, IP6TABLES_SAVE, IPTABLES_RESTORE, IPTABLES_SAVE, Program};
 use crate::error_chain;
 use crate::plan::Plan;
@@ -98,10 +97,10 @@ impl Backend for Iptables {
         "iptables"
     }
 
-    fn put_in(&mut self, plan: &Plan, standing: &[Tuple]) -> Result<Vec<String>, linux::Error> {
+    fn put_in(&mut self, plan: &Plan, standing: &[Tuple]) -> Result<Vec<String>, Error> {
         let mut notes = Vec::new();
         if standing.len() > MOST_STANDING {
-            return Err(Error::TooManyStanding(MOST_STANDING).into());
+            return Err(Error::TooManyStanding(MOST_STANDING));
         }
         self.standing = standing.to_vec();
         let mut families = Vec::new();
@@ -122,7 +121,7 @@ impl Backend for Iptables {
                 }
                 Err(error) => {
                     let _ = family.take_out(plan.table()); // the error before is the one to tell
-                    return Err(error.into());
+                    return Err(error);
                 }
             }
         }
@@ -130,37 +129,37 @@ impl Backend for Iptables {
         Ok(notes)
     }
 
-    fn verify(&mut self, plan: &Plan) -> Result<(), linux::Error> {
+    fn verify(&mut self, plan: &Plan) -> Result<(), Error> {
         for family in &self.families {
             let saved = family.saved().map_err(Error::ReadBack)?;
             if let Some(lacking) = text::lacking(plan, family.v6, &self.standing, family.apart, &saved) {
-                return Err(Error::Lacking(lacking).into());
+                return Err(Error::Lacking(lacking));
             }
         }
         Ok(())
     }
 
-    fn update(&mut self, plan: &Plan, standing: &[Tuple]) -> Result<(), linux::Error> {
+    fn update(&mut self, plan: &Plan, standing: &[Tuple]) -> Result<(), Error> {
         if self.standing.len() + standing.len() > MOST_STANDING {
-            return Err(Error::TooManyStanding(MOST_STANDING).into());
+            return Err(Error::TooManyStanding(MOST_STANDING));
         }
         self.standing.extend_from_slice(standing);
         self.names(plan) // all of the rules, too
     }
 
-    fn names(&mut self, plan: &Plan) -> Result<(), linux::Error> {
+    fn names(&mut self, plan: &Plan) -> Result<(), Error> {
         for family in &self.families {
             self.replace(*family, plan)?;
         }
         Ok(())
     }
 
-    fn release(&mut self, plan: &Plan) -> Result<(), linux::Error> {
+    fn release(&mut self, plan: &Plan) -> Result<(), Error> {
         let released = self.families.iter().map(|family| family.restore(&text::release(plan)));
-        Ok(released.collect::<Result<(), _>>()?)
+        released.collect::<Result<(), _>>()
     }
 
-    fn dropped(&mut self, plan: &Plan) -> Result<u64, linux::Error> {
+    fn dropped(&mut self, plan: &Plan) -> Result<u64, Error> {
         let mut dropped = 0;
         for family in &self.families {
             dropped += text::dropped(plan.table(), &family.saved().map_err(Error::ReadBack)?);
@@ -168,14 +167,14 @@ impl Backend for Iptables {
         Ok(dropped)
     }
 
-    fn take_out(&mut self, plan: &Plan) -> Result<(), linux::Error> {
+    fn take_out(&mut self, plan: &Plan) -> Result<(), Error> {
         let taken: Vec<_> = self.families.iter().map(|family| family.take_out(plan.table())).collect();
         taken.into_iter().collect::<Result<(), _>>()?;
-        Ok(self.record.remove().map_err(Error::Record)?)
+        self.record.remove().map_err(Error::Record)
     }
 
-    fn end(self: Box<Self>) -> Result<(), linux::Error> {
-        Ok(self.record.remove().map_err(Error::Record)?)
+    fn end(self: Box<Self>) -> Result<(), Error> {
+        self.record.remove().map_err(Error::Record)
     }
 
     fn datagram_seconds(&self) -> Option<[u32; 2]> {
@@ -190,7 +189,7 @@ impl Backend for Iptables {
         Some(MEND_EVERY)
     }
 
-    fn mend(&mut self, plan: &Plan) -> Result<Option<String>, linux::Error> {
+    fn mend(&mut self, plan: &Plan) -> Result<Option<String>, Error> {
         let mut missing = Vec::new();
         for family in &self.families {
             let saved = family.saved().map_err(Error::ReadBack)?;

@@ -29,7 +29,7 @@ use std::time::Duration;
 use nix::ifaddrs::getifaddrs;
 
 use super::UpdateError;
-use super::backend;
+use super::backend::{self, Backend};
 use super::conntrack::{self, Conntrack, Entry, Tuple};
 use super::iptables::{self, Iptables};
 use super::nft::{self, Nft};
@@ -95,36 +95,6 @@ impl Error {
             Self::Rank(_) => "rank",
         }
     }
-}
-
-/// What puts rules into the kernel, and takes them out.
-pub(super) trait Backend: std::fmt::Debug {
-    /// For [`crate::protocol::Reply::Ready`].
-    fn method(&self) -> &'static str;
-    /// Everything, or nothing of it; what could not be had is said in a sentence each. These connections are left alone.
-    fn put_in(&mut self, plan: &Plan, standing: &[Tuple]) -> Result<Vec<String>, Error>;
-    /// Proof that the kernel has it.
-    fn verify(&mut self, plan: &Plan) -> Result<(), Error>;
-    /// Other ranges, in one step; these connections are left alone, too.
-    fn update(&mut self, plan: &Plan, standing: &[Tuple]) -> Result<(), Error>;
-    /// Other name servers, in one step.
-    fn names(&mut self, plan: &Plan) -> Result<(), Error>;
-    /// Nothing new is redirected any more; what is open stays translated.
-    fn release(&mut self, plan: &Plan) -> Result<(), Error>;
-    /// Packets that were not let past.
-    fn dropped(&mut self, plan: &Plan) -> Result<u64, Error>;
-    /// The end of the rules.
-    fn take_out(&mut self, plan: &Plan) -> Result<(), Error>;
-    /// What the backend itself holds. The watchdog is gone by then.
-    fn end(self: Box<Self>) -> Result<(), Error>;
-    /// Conntrack's timeouts of redirected datagrams, if they are not the system's.
-    fn datagram_seconds(&self) -> Option<[u32; 2]>;
-    /// Hangs up when the rules are gone without us.
-    fn lost(&self) -> Option<BorrowedFd<'_>>;
-    /// How often to ask [`Backend::mend`]; none where nobody else can touch the rules.
-    fn mend_every(&self) -> Option<Duration>;
-    /// Puts back what somebody else took out, and says what it was.
-    fn mend(&mut self, plan: &Plan) -> Result<Option<String>, Error>;
 }
 
 /// Rules that stand.
@@ -266,7 +236,7 @@ impl Rules {
     /// The second: the transaction. On an error the old ranges stand.
     pub(super) fn exchange(&mut self, plan: Plan, before: &Before) -> Result<(), Error> {
         let standing: Vec<Tuple> = before.standing.iter().copied().collect();
-        let mut update = || self.backend.update(&plan, &standing);
+        let mut update = || Ok(self.backend.update(&plan, &standing)?);
         match &self.routes {
             Some(routes) => routes.follow(&self.plan.include().v6, &plan.include().v6, update)?,
             None => update()?,
@@ -298,11 +268,11 @@ impl Rules {
         if let Err(error) = self.backend.names(&plan) {
             // iptables carries out one family and table after the other; the first failure is the one to report.
             let _ = self.backend.names(&self.plan);
-            return Err(UpdateError::Kept(error));
+            return Err(UpdateError::Kept(error.into()));
         }
         let changed = names::changed(&self.plan, &plan);
         self.plan = plan;
-        self.backend.verify(&self.plan).map_err(UpdateError::Broken)?;
+        self.backend.verify(&self.plan).map_err(Error::Backend).map_err(UpdateError::Broken)?;
         let local = local_addresses().map_err(Error::Addresses).map_err(UpdateError::Broken)?;
         names::follow(&mut self.conntrack, &self.plan, &changed, &local).map_err(UpdateError::Broken)
     }

@@ -8,9 +8,8 @@ pub(super) mod text;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use super::backend::Error;
+use super::backend::{Backend, Error};
 use super::conntrack::Tuple;
-use super::linux::{self, Backend};
 use super::program;
 use crate::plan::Plan;
 use text::Chain;
@@ -56,7 +55,7 @@ impl Backend for Nft {
         "nft"
     }
 
-    fn put_in(&mut self, plan: &Plan, standing: &[Tuple]) -> Result<Vec<String>, linux::Error> {
+    fn put_in(&mut self, plan: &Plan, standing: &[Tuple]) -> Result<Vec<String>, Error> {
         match self.run(&text::apply(plan, standing, true)) {
             Ok(()) => Ok(Vec::new()),
             Err(Error::Rules(program::Error::Refused(_, said))) if !is_there_already(&said) => {
@@ -65,41 +64,41 @@ impl Backend for Nft {
                 self.pinned = false;
                 Ok(Vec::new())
             }
-            Err(error) => Err(error.into()),
+            Err(error) => Err(error),
         }
     }
 
-    fn verify(&mut self, plan: &Plan) -> Result<(), linux::Error> {
+    fn verify(&mut self, plan: &Plan) -> Result<(), Error> {
         let listing = child::Nft::list(&["table", "inet", plan.table()]).map_err(Error::ReadBack)?;
-        Ok(verify(&listing, plan)?)
+        verify(&listing, plan)
     }
 
-    fn update(&mut self, plan: &Plan, standing: &[Tuple]) -> Result<(), linux::Error> {
-        Ok(self.run(&text::update(plan, standing))?)
+    fn update(&mut self, plan: &Plan, standing: &[Tuple]) -> Result<(), Error> {
+        self.run(&text::update(plan, standing))
     }
 
-    fn names(&mut self, plan: &Plan) -> Result<(), linux::Error> {
-        Ok(self.run(&text::names::replace(plan))?)
+    fn names(&mut self, plan: &Plan) -> Result<(), Error> {
+        self.run(&text::names::replace(plan))
     }
 
-    fn release(&mut self, plan: &Plan) -> Result<(), linux::Error> {
-        Ok(self.run(&text::flush(plan))?)
+    fn release(&mut self, plan: &Plan) -> Result<(), Error> {
+        self.run(&text::flush(plan))
     }
 
-    fn dropped(&mut self, plan: &Plan) -> Result<u64, linux::Error> {
+    fn dropped(&mut self, plan: &Plan) -> Result<u64, Error> {
         let listing =
             child::Nft::list(&["counter", "inet", plan.table(), text::DROPPED]).map_err(Error::ReadBack)?;
         let packets = listing.split_whitespace().skip_while(|word| *word != "packets").nth(1);
         let count = packets.and_then(|count| count.parse().ok());
-        Ok(count.ok_or(Error::ReadBack(program::Error::Refused("nft", listing)))?)
+        count.ok_or(Error::ReadBack(program::Error::Refused("nft", listing)))
     }
 
-    fn take_out(&mut self, plan: &Plan) -> Result<(), linux::Error> {
-        Ok(self.run(&[text::delete(plan.table())])?)
+    fn take_out(&mut self, plan: &Plan) -> Result<(), Error> {
+        self.run(&[text::delete(plan.table())])
     }
 
-    fn end(self: Box<Self>) -> Result<(), linux::Error> {
-        Ok(self.child.end(true).map_err(|error| Error::End("nft", error))?)
+    fn end(self: Box<Self>) -> Result<(), Error> {
+        self.child.end(true).map_err(|error| Error::End("nft", error))
     }
 
     fn datagram_seconds(&self) -> Option<[u32; 2]> {
@@ -114,7 +113,7 @@ impl Backend for Nft {
         None // the table is ours alone: `nft flush ruleset` passes it by
     }
 
-    fn mend(&mut self, _: &Plan) -> Result<Option<String>, linux::Error> {
+    fn mend(&mut self, _: &Plan) -> Result<Option<String>, Error> {
         Ok(None)
     }
 }

@@ -12,10 +12,11 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::super::ByteStream;
 use super::super::ident::Greeted;
 use super::super::ssh::{Session, SessionError};
 use super::slot::{RENEWAL_PAUSE, Slot, dial};
-use super::{ByteStream, DialError, Dialed, Route, Shared};
+use super::{DialError, Dialed, Route, Shared};
 
 /// Channels opened in a session before it is replaced: what russh keeps of them stays below 7 MB.
 pub(super) const CHANNELS_MAX: usize = 2_000;
