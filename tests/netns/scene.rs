@@ -99,9 +99,12 @@ pub(crate) fn ruleset() -> String {
     output("nft", &["-s", "list", "ruleset"])
 }
 
-/// All that a helper could change: rules of both makes, policy rules, routes, links, and the network's settings.
+/// All that a helper could change: rules of both makes, policy rules, routes, links, the network's settings, and its records.
 pub(crate) fn state() -> String {
     let mut state = ruleset();
+    if fs::exists("/run/kshuttle-helper").unwrap() {
+        state += "/run/kshuttle-helper is there\n";
+    }
     for saved in ["iptables-save", "ip6tables-save"] {
         let text = output(saved, &[]);
         // Without times and what the system's own chains counted.

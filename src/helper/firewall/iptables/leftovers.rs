@@ -12,8 +12,11 @@ use std::path::{Path, PathBuf};
 use super::{FAMILIES, text};
 use crate::error_chain;
 
-/// Root's, emptied at each boot.
+/// Root's, emptied at each boot. It goes with the last record.
 const FOLDER: &str = "/run/kshuttle-helper";
+
+/// How often the folder may go while a record is being made: as many helpers would have to end in that moment.
+const FOLDER_TRIES: usize = 3;
 
 /// The kernel's name of this boot.
 const BOOT: &str = "/proc/sys/kernel/random/boot_id";
@@ -25,15 +28,16 @@ pub(super) struct Record(PathBuf);
 impl Record {
     /// Before the rules: what is not written down is not found again.
     pub(super) fn write(name: &str) -> io::Result<Self> {
-        let folder = Path::new(FOLDER);
-        fs::DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
-        let path = folder.join(name);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        // `create_new` follows no link.
-        let mut file = fs::File::options().write(true).create_new(true).mode(0o644).open(&path)?;
+        let path = Path::new(FOLDER).join(name);
+        remove(&path)?;
+        let mut tries = 0;
+        let mut file = loop {
+            tries += 1;
+            match create(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && tries < FOLDER_TRIES => {}
+                done => break done?,
+            }
+        };
         let pid = std::process::id();
         let started = started(pid).unwrap_or_default();
         writeln!(file, "{} {pid} {started}", fs::read_to_string(BOOT)?.trim())?;
@@ -42,9 +46,23 @@ impl Record {
 
     /// The rules are gone.
     pub(super) fn remove(&self) -> io::Result<()> {
-        match fs::remove_file(&self.0) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        remove(&self.0)
+    }
+}
+
+fn create(path: &Path) -> io::Result<fs::File> {
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(FOLDER)?;
+    // `create_new` follows no link.
+    fs::File::options().write(true).create_new(true).mode(0o644).open(path)
+}
+
+/// It, and the folder if it was the last; it may never have been there.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => {
+            let _ = fs::remove_dir(FOLDER); // not while there is another record
+            Ok(())
         }
     }
 }
@@ -62,7 +80,7 @@ pub(in crate::firewall) fn sweep() -> Vec<String> {
                     format!("rules {name} of a session that was killed remain: {}", error_chain(&error))
                 }
             });
-            let _ = fs::remove_file(Path::new(FOLDER).join(&name)); // it may never have been there
+            let _ = remove(&Path::new(FOLDER).join(&name));
         }
     }
     said.dedup();
