@@ -43,6 +43,8 @@ pub mod exit {
 const FORWARD_RIGHTS: &str = "port-forward needs `get` and `create` on pods/portforward, `get` and `list` on pods, and `get` \
      on the kind that is named (services, deployments, …), all in the target's namespace";
 
+const GOES_ON: &str = "`deploy/NAME` and `svc/NAME` go on with the pod that replaces it";
+
 /// Prints why the program ends and what to do about it; returns the exit code.
 pub fn tell(error: &anyhow::Error) -> u8 {
     if let Some(stop) = error.downcast_ref::<Stop>() {
@@ -137,15 +139,13 @@ fn hint(cause: &(dyn StdError + 'static)) -> Option<String> {
         });
     }
     if let Some(ForwardingError::Gone(_)) = cause.downcast_ref() {
-        return Some("`deploy/NAME` and `svc/NAME` go on with the pod that replaces it".into());
+        return Some(GOES_ON.into());
     }
     if let Some(error) = cause.downcast_ref::<Arc<TargetError>>() {
         return Some(match &**error {
             error if error.missing_right().is_some() => FORWARD_RIGHTS.into(),
             TargetError::NotReady { .. } => "`pod/NAME` forwards to a pod that runs, ready or not".into(),
-            error if error.is_gone() => {
-                "`deploy/NAME` and `svc/NAME` go on with the pod that replaces it".into()
-            }
+            error if error.is_gone() => GOES_ON.into(),
             _ => return None,
         });
     }

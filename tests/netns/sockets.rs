@@ -23,6 +23,13 @@ use super::names::{ELSEWHERE, named, ready};
 use super::neighbour::{ADDRESS4, ADDRESS6, Neighbour};
 use super::scene::{self, PATIENCE, accept, eventually, leaked, says};
 
+/// One for datagrams of IPv4, which gives up after a while.
+fn lent(helper: &mut Helper) -> UdpSocket {
+    let socket = UdpSocket::from(helper.sockets(false, false, 1).remove(0));
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
 /// What the user side does with sockets it got, in a thread without any right, of another group.
 fn use_sockets(datagrams: OwnedFd, stream: OwnedFd, server: SocketAddr, real: &Answers) {
     thread::scope(|scope| {
@@ -93,8 +100,7 @@ fn used_ports(method: Method) {
     let (stubs, names): (Vec<_>, Vec<_>) = servers.iter().map(|server| Answers::stub(server)).unzip();
     let mut helper = ready(method, ELSEWHERE, &names);
     for ((server, real), stub) in servers.iter().zip(&all).zip(&stubs) {
-        let passed = UdpSocket::from(helper.sockets(false, false, 1).remove(0));
-        passed.set_read_timeout(Some(PATIENCE)).unwrap();
+        let passed = lent(&mut helper);
         let program = connected(server);
         asks(&program, stub);
         let port = program.local_addr().unwrap().port();
@@ -103,8 +109,7 @@ fn used_ports(method: Method) {
         passed.connect(at(server, 53)).unwrap();
         asks(&passed, real);
         drop(passed);
-        let passed = UdpSocket::from(helper.sockets(false, false, 1).remove(0));
-        passed.set_read_timeout(Some(PATIENCE)).unwrap();
+        let passed = lent(&mut helper);
         passed.connect(at(server, 53)).unwrap();
         asks(&passed, real);
         let port = passed.local_addr().unwrap().port();
@@ -164,7 +169,7 @@ pub(crate) fn a_group_that_somebody_has_is_not_taken() {
         let local = Answers::at("127.0.0.1", 53);
         let mut helper = ready(Method::Nft, ELSEWHERE, &[name]);
         assert!(scene::ruleset().contains("27508") && !scene::ruleset().contains("27507"));
-        let passed = UdpSocket::from(helper.sockets(false, false, 1).remove(0));
+        let passed = lent(&mut helper);
         passed.connect(at("127.0.0.1", 53)).unwrap();
         asks(&passed, &local);
         asks(&connected("127.0.0.1"), &stub);
@@ -183,12 +188,10 @@ fn beside(method: Method, session: &str, server: NameServer) -> Helper {
 
 /// What this session asks the server reaches it, or the stub of a session below.
 fn passed_on(helper: &mut Helper, server: &str, to: &Answers) {
-    let passed = UdpSocket::from(helper.sockets(false, false, 1).remove(0));
-    passed.set_read_timeout(Some(PATIENCE)).unwrap();
-    passed.connect(at(server, 53)).unwrap();
-    asks(&passed, to);
-    let mut stream = helper.sockets(false, true, 1);
-    let stream = stream.remove(0);
+    let datagrams = lent(helper);
+    datagrams.connect(at(server, 53)).unwrap();
+    asks(&datagrams, to);
+    let stream = helper.sockets(false, true, 1).remove(0);
     rustix::net::connect(&stream, &at(server, 53)).unwrap();
     let (mut stream, mut answering) = (TcpStream::from(stream), accept(&to.tcp));
     says(&mut stream, &mut answering);

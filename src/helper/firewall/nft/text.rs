@@ -4,8 +4,8 @@
 //! transaction. Four chains (two more, and one for datagrams, where the plan asks for them):
 //!
 //! * `capture` (nat, priority -110 or less: before the -100 of Docker, kube-proxy and firewalld, the first chain that
-//!   translates a connection wins, and each session before those of lower [rank](Plan::rank)) sends new connections to the listener. A nat chain sees only the first packet of
-//!   a connection; conntrack translates the rest.
+//!   translates a connection wins, and each session before those of lower [rank](Plan::rank)) sends new connections to the
+//!   listener. A nat chain sees only the first packet of a connection; conntrack translates the rest.
 //! * `keep` (nat) translates nothing. Its one rule holds conntrack, and being a nat chain it holds the kernel's
 //!   translation hooks: with them, connections go on being translated after `capture` was flushed. Without them, the
 //!   resets of the last connections would arrive from 127.0.0.1 and the applications would hang.
